@@ -1,0 +1,65 @@
+"""What happened, for those who watch: written down once, told to a tuple of listeners."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from batcher.types import Outcome, Result, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStarted:
+    """A job left the queue."""
+
+    job_id: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptFinished:
+    """One HTTP call ended. `code` is "" for an answer; `sent` tells whether it may have been charged."""
+
+    job_id: str
+    route: str
+    outcome: Outcome
+    code: str
+    status: int
+    latency_s: float
+    sent: bool
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneChanged:
+    """A lane was paused, closed, or learned a limit; `message` says it in a user's words."""
+
+    route: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitChanged:
+    """A circuit breaker moved between `closed`, `open` and `half-open`."""
+
+    route: str
+    state: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFinished:
+    """A job's result line is on disk."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetReached:
+    """The cost budget lets nothing more through."""
+
+    spent_usd: float
+    budget_usd: float
+
+
+Event: TypeAlias = JobStarted | AttemptFinished | LaneChanged | CircuitChanged | JobFinished | BudgetReached
+Emit: TypeAlias = Callable[[Event], None]

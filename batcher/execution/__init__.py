@@ -1,0 +1,1 @@
+"""The story of one job, read top to bottom."""

@@ -1,0 +1,1 @@
+"""Everything that says "no" or "wait": pure, takes `now`, never awaits, never logs."""

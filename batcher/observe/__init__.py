@@ -1,0 +1,1 @@
+"""Those who watch: listeners to events, imported by nobody below wiring."""

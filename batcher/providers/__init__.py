@@ -1,0 +1,1 @@
+"""Those who answer: one protocol, one pool, one map of faults."""

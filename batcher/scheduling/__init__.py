@@ -1,0 +1,1 @@
+"""Which job goes next, and when."""
