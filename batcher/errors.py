@@ -31,8 +31,8 @@
        |  |- InvalidRequest                 400, 404, 422 and unknown 4xx
        |  |- TooLarge                       413, or more than the limit can ever let through
        |  `- DeadlineExceeded               the job's own deadline passed
-       |- ModelUnavailable                  retired, unknown or forbidden: the lane closes, the job stays pending
-       `- KeyRefused                        401: the key is dead, the job stays pending
+       |- ModelUnavailable                  retired, unknown, forbidden: the lane closes, the job waits
+       `- KeyRefused                        401: the key is dead, the job waits
 """
 
 from typing import ClassVar
