@@ -1,7 +1,8 @@
 """The values that travel through a run: frozen, slotted, keyword-only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Literal
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings", "/v1/responses"]
@@ -93,6 +94,7 @@ class Reply:
         finish_reason: of the first choice, or "".
         text: the first choice's text, or "" (tool calls, refusals, embeddings).
         usage: tokens, or None where the body does not say.
+        limits: what the headers said about limits, if they said anything.
     """
 
     status: int
@@ -102,6 +104,7 @@ class Reply:
     finish_reason: str = ""
     text: str = ""
     usage: Usage | None = None
+    limits: "RateLimits | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,4 +180,29 @@ class RateLimits:
     requests_left: int | None = None
     tokens_per_minute: int | None = None
     tokens_left: int | None = None
-    retry_after_s: float | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPaths:
+    """The result file and the files beside it, all named after its stem."""
+
+    results: Path
+    errors: Path
+    journal: Path
+    summary: Path
+    superseded: Path
+    quarantine: Path
+    lock: Path
+
+
+def output_paths(out: Path) -> OutputPaths:
+    """Name the side files of the result file `out`, whose name ends in `.jsonl`."""
+    return OutputPaths(
+        results=out,
+        errors=out.with_suffix(".errors.jsonl"),
+        journal=out.with_suffix(".journal"),
+        summary=out.with_suffix(".summary.json"),
+        superseded=out.with_suffix(".superseded.jsonl"),
+        quarantine=out.with_suffix(".quarantine"),
+        lock=out.with_suffix(".lock"),
+    )
