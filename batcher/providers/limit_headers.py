@@ -1,0 +1,101 @@
+"""What a provider says about its limits, in headers and in a 429's text: pure parsers, nonsense is None."""
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+from batcher.types import RateLimits
+
+Dialect = Literal["groq", "openai"]
+"""Whose header meanings hold: `x-ratelimit-*-requests` counts a day on Groq and a minute elsewhere."""
+
+LONGEST_WAIT_S = 86_400.0
+"""A provider that asks for more than a day is not believed."""
+
+_REQUESTS_WINDOW_S: dict[Dialect, float] = {"groq": 86_400.0, "openai": 60.0}
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = r"\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|ms|s|m|h)"
+_DURATION = re.compile(rf"(?:{_DURATION_PART}){{1,8}}", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
+_LIMIT_NAME = re.compile(r"\((RPM|RPD|TPM|TPD|ITPM|OTPM|ASH|ASD)\)")
+_TRY_AGAIN = re.compile(rf"try again in ((?:{_DURATION_PART}){{1,8}})", re.ASCII | re.IGNORECASE)
+
+
+def duration_s(text: str) -> float | None:
+    """Read a Go duration such as `2m59.56s` or `172ms`, in seconds; None unless the whole text is one."""
+    if not _DURATION.fullmatch(text):
+        return None
+    return sum(float(number) * _UNIT_S[unit] for number, unit in _PART.findall(text))
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read how long the provider asks to wait (seconds, > 0, at most a day), or None.
+
+    `retry-after-ms` comes first. An HTTP date counts from the reply's own `date`, not from this clock.
+    """
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _NUMBER.fullmatch(milliseconds) and (wait_s := _believable(float(milliseconds) / 1000)):
+        return wait_s
+    text = headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    if _NUMBER.fullmatch(text):
+        return _believable(float(text))
+    return _believable(duration_s(text)) or _believable(_seconds_between(headers.get("date", ""), text))
+
+
+def wait_named_s(message: str) -> float | None:
+    """Read the `try again in 9m38.016s` of a 429's text (seconds, > 0, at most a day), or None."""
+    found = _TRY_AGAIN.search(message)
+    return _believable(duration_s(found[1])) if found else None
+
+
+def limit_named(message: str) -> str | None:
+    """Tell which limit a 429's text names (`RPM`, `RPD`, `TPM`, `TPD`, `ITPM` ...), or None."""
+    found = _LIMIT_NAME.search(message)
+    return found[1] if found else None
+
+
+def rate_limits(headers: Mapping[str, str], dialect: Dialect) -> RateLimits | None:
+    """Read the `x-ratelimit-*` headers; a field that makes no sense is None, the whole if all are."""
+    requests = _count(headers.get("x-ratelimit-limit-requests"))
+    requests_left = _count(headers.get("x-ratelimit-remaining-requests"))
+    tokens = _count(headers.get("x-ratelimit-limit-tokens"))
+    tokens_left = _count(headers.get("x-ratelimit-remaining-tokens"))
+    if requests is None and requests_left is None and tokens is None and tokens_left is None:
+        return None
+    return RateLimits(
+        requests=requests or None,
+        requests_window_s=_REQUESTS_WINDOW_S[dialect],
+        requests_left=_at_most(requests_left, requests),
+        tokens_per_minute=tokens or None,
+        tokens_left=_at_most(tokens_left, tokens),
+    )
+
+
+def _believable(seconds: float | None) -> float | None:
+    if seconds is None or not 0 < seconds <= LONGEST_WAIT_S:
+        return None
+    # Up to the next millisecond: who wakes early meets the same limit again.
+    return math.ceil(round(seconds * 1000, 6)) / 1000
+
+
+def _seconds_between(start: str, end: str) -> float | None:
+    try:
+        first, last = parsedate_to_datetime(start), parsedate_to_datetime(end)
+    except ValueError:
+        return None
+    # A date in `-0000` comes back without a zone; both are UTC by the rules of HTTP.
+    return (last.replace(tzinfo=UTC) - first.replace(tzinfo=UTC)).total_seconds()
+
+
+def _count(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 12 else None
+
+
+def _at_most(left: int | None, limit: int | None) -> int | None:
+    return left if left is not None and (limit is None or left <= limit) else None
