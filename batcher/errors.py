@@ -13,6 +13,7 @@
     |- KeysRefused                     77
     |- ConfigError                     78
     |  `- KeyMissing                   78
+    |- LaneParked                           a lane lets nothing more through in this run, its jobs wait
     |- BadLine                              one line of a job file cannot be used
     `- CallError                            one attempt did not bring an answer
        |- Requeue                           tried again, no attempt counted
@@ -100,6 +101,18 @@ class ConfigError(BatcherError):
 
 class KeyMissing(ConfigError):
     """No API key was found."""
+
+
+class LaneParked(BatcherError):
+    """A lane lets nothing more through in this run; its jobs stay pending.
+
+    Attributes:
+        resume_in_s: seconds from the moment of parking after which a new run makes sense, if known.
+    """
+
+    def __init__(self, message: str, *, resume_in_s: float | None = None) -> None:
+        super().__init__(message)
+        self.resume_in_s = resume_in_s
 
 
 class BadLine(BatcherError):

@@ -17,9 +17,13 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished:
-    """One HTTP call ended. `code` is "" for an answer; `sent` tells whether it may have been charged."""
+    """One HTTP call ended, the `call`-th of its job, counted from 1.
+
+    `code` is "" for an answer; `sent` tells whether it may have been charged.
+    """
 
     job_id: str
+    call: int
     route: str
     outcome: Outcome
     code: str

@@ -1,0 +1,157 @@
+"""Runs the queue's jobs against a live provider until all are done or something ends the run."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from batcher.clock import monotonic
+from batcher.engines.stop import Stop, StopReason
+from batcher.errors import BatcherError
+from batcher.results import ResultWriter
+from batcher.scheduling.queue import JobQueue
+from batcher.scheduling.routing import Routing
+from batcher.scheduling.scheduler import Scheduler
+from batcher.types import Job, Result
+
+BACKLOG_CHECK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """What bounds a run as a whole.
+
+    Attributes:
+        concurrency: calls in flight.
+        slack: jobs kept ready beyond that, for each lane.
+        grace_s: how long calls in flight may go on after a stop.
+        deadline_at: loop time of the run's end, None without one.
+        unreachable_after_s: a run none of whose calls reached the provider ends after this long.
+        most_backlog_bytes: results not yet on disk beyond which no job is started.
+    """
+
+    concurrency: int
+    slack: int = 32
+    grace_s: float = 60.0
+    deadline_at: float | None = None
+    unreachable_after_s: float = 60.0
+    most_backlog_bytes: int = 64 * 1024 * 1024
+
+
+class OnlineRun:
+    """One run: starts jobs, hands their results to the writer, and ends in order."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        routing: Routing,
+        execute: Callable[[Job], Awaitable[Result | None]],
+        writer: ResultWriter,
+        limits: RunLimits,
+    ) -> None:
+        self._queue = queue
+        self._routing = routing
+        self._execute = execute
+        self._writer = writer
+        self._limits = limits
+        self._idle = asyncio.Event()
+
+    async def run(self, stop: Stop, reached: Callable[[], bool]) -> None:
+        """Run until every job has a result, is parked, or `stop` ends it; then everything is on disk.
+
+        Args:
+            stop: how the run is told to end early, and where it leaves why it did.
+            reached: whether any call has reached the provider yet.
+
+        Raises:
+            OutputError: results could not be written.
+        """
+        committing = asyncio.create_task(self._writer.commit_forever())
+        committing.add_done_callback(lambda task: self._writer_ended(task, stop))
+        jobs = asyncio.create_task(self._run_jobs(stop))
+        timers = self._set_timers(stop, reached)
+        try:
+            await self._until_done(jobs, stop)
+        finally:
+            for timer in timers:
+                timer.cancel()
+            jobs.cancel()
+            committing.cancel()
+            [ended, _] = await asyncio.gather(jobs, committing, return_exceptions=True)
+            await self._writer.aclose()
+        if isinstance(ended, Exception):
+            raise ended
+
+    async def _until_done(self, jobs: asyncio.Task[None], stop: Stop) -> None:
+        draining = asyncio.create_task(stop.draining.wait())
+        aborting = asyncio.create_task(stop.aborting.wait())
+        try:
+            await asyncio.wait({jobs, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not jobs.done():
+                self._routing.park(stop.message)
+                await asyncio.wait(
+                    {jobs, aborting}, timeout=self._limits.grace_s, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            draining.cancel()
+            aborting.cancel()
+
+    async def _run_jobs(self, stop: Stop) -> None:
+        async with asyncio.TaskGroup() as group:
+
+            def start(job: Job) -> None:
+                group.create_task(self._run_job(job, scheduler, stop))
+
+            scheduler = Scheduler(
+                self._queue,
+                self._routing,
+                start,
+                concurrency=self._limits.concurrency,
+                slack=self._limits.slack,
+            )
+            try:
+                scheduler.fill()
+            except BatcherError as error:
+                stop.fail(error)
+            if not scheduler.idle:
+                await self._idle.wait()
+        parked = [lane.parked for lane in self._routing.lanes() if lane.parked is not None]
+        if parked and stop.reason is None:
+            waits = [lane.resume_in_s for lane in parked if lane.resume_in_s is not None]
+            stop.drain(StopReason.INTERRUPTED, str(parked[0]), resume_in_s=min(waits) if waits else None)
+
+    async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
+        result = await self._execute(job)
+        if result is not None:
+            self._writer.append(result)
+        while self._writer.backlog_bytes > self._limits.most_backlog_bytes:
+            await asyncio.sleep(BACKLOG_CHECK_S)
+        try:
+            scheduler.finished(job)
+        except BatcherError as error:
+            stop.fail(error)
+        if scheduler.idle:
+            self._idle.set()
+
+    def _writer_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), BatcherError):
+            stop.fail(error)
+
+    def _set_timers(self, stop: Stop, reached: Callable[[], bool]) -> list[asyncio.TimerHandle]:
+        loop = asyncio.get_running_loop()
+        limits = self._limits
+
+        def give_up_if_unreachable() -> None:
+            if not reached():
+                stop.drain(
+                    StopReason.UNREACHABLE,
+                    f"no call reached the provider for {limits.unreachable_after_s:g} s",
+                )
+
+        timers = [loop.call_at(monotonic() + limits.unreachable_after_s, give_up_if_unreachable)]
+        if limits.deadline_at is not None:
+            timers.append(
+                loop.call_at(
+                    limits.deadline_at, stop.drain, StopReason.INTERRUPTED, "the run's deadline has passed"
+                )
+            )
+        return timers

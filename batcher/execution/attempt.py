@@ -1,0 +1,131 @@
+"""One try over HTTP, from the permit to its settlement."""
+
+from typing import Protocol
+
+from batcher.clock import monotonic
+from batcher.errors import CallError
+from batcher.events import AttemptFinished, Emit
+from batcher.scheduling.lane import used_tokens_after
+from batcher.scheduling.routing import Route
+from batcher.text.bodies import estimate_tokens
+from batcher.types import Job, Outcome, Reply, Request, Usage
+
+
+class CallLog(Protocol):
+    """The journal, as far as an attempt writes it."""
+
+    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
+        """Write down, before the first byte goes out, that a call may be charged from now on."""
+
+    def unknown(self, job_id: str, attempt: int, code: str) -> None:
+        """Write down that a call ended without an answer and may have been charged."""
+
+
+class Story:
+    """What has happened to one job so far.
+
+    Attributes:
+        began_at: loop time at which the job left the queue.
+        deadline_at: loop time at which it fails, `inf` without a deadline.
+        model: the model called last.
+        calls: calls made.
+        attempts: calls that counted as an attempt.
+        latency_s: duration of the last call.
+        in_calls_s: duration of all calls.
+    """
+
+    __slots__ = ("attempts", "began_at", "calls", "deadline_at", "in_calls_s", "job", "latency_s", "model")
+
+    def __init__(self, job: Job, *, began_at: float, deadline_at: float) -> None:
+        self.job = job
+        self.began_at = began_at
+        self.deadline_at = deadline_at
+        self.model = job.model
+        self.calls = 0
+        self.attempts = 0
+        self.latency_s = 0.0
+        self.in_calls_s = 0.0
+
+
+class Attempts:
+    """Makes single calls: waits for a permit, writes the journal, sends, settles."""
+
+    def __init__(self, journal: CallLog, emit: Emit, *, timeout_s: float) -> None:
+        self._journal = journal
+        self._emit = emit
+        self._timeout_s = timeout_s
+
+    async def attempt(self, story: Story, request: Request, route: Route) -> Reply:
+        """Make one call.
+
+        Raises:
+            CallError: it brought no answer.
+            LaneParked: the lane lets nothing more through in this run.
+        """
+        job, lane = story.job, route.lane
+        tokens = (
+            estimate_tokens(request.body, answers=request.endpoint != "/v1/embeddings")
+            if lane.counts_tokens
+            else 0
+        )
+        with await lane.permit(priority=job.priority, since=story.began_at, tokens=tokens) as permit:
+            story.calls += 1
+            story.model = request.model
+            self._journal.sent(job.id, job.request_sha256, story.calls, request.model)
+            sent_at = monotonic()
+            timeout_s = min(self._timeout_s, story.deadline_at - sent_at)
+            try:
+                reply = await route.provider.send(request, timeout_s=timeout_s)
+            except CallError as error:
+                self._clock(story, sent_at)
+                story.attempts += error.counts_attempt
+                permit.settle(
+                    error.outcome,
+                    used_tokens=used_tokens_after(error),
+                    retry_after_s=error.retry_after_s,
+                )
+                if error.sent and not error.status:
+                    self._journal.unknown(job.id, story.calls, error.code)
+                self._tell(story, error.outcome, error.code, error.status, sent=error.sent)
+                raise
+            except BaseException:
+                self._journal.unknown(job.id, story.calls, "cancelled")
+                raise
+            self._clock(story, sent_at)
+            story.attempts += 1
+            permit.settle(Outcome.SUCCESS, used_tokens=_counted(reply.usage))
+        self._tell(story, Outcome.SUCCESS, "", reply.status, sent=True, usage=reply.usage)
+        return reply
+
+    def _clock(self, story: Story, sent_at: float) -> None:
+        story.latency_s = monotonic() - sent_at
+        story.in_calls_s += story.latency_s
+
+    def _tell(
+        self,
+        story: Story,
+        outcome: Outcome,
+        code: str,
+        status: int,
+        *,
+        sent: bool,
+        usage: Usage | None = None,
+    ) -> None:
+        self._emit(
+            AttemptFinished(
+                job_id=story.job.id,
+                call=story.calls,
+                route=story.model,
+                outcome=outcome,
+                code=code,
+                status=status,
+                latency_s=story.latency_s,
+                sent=sent,
+                usage=usage,
+            )
+        )
+
+
+def _counted(usage: Usage | None) -> int | None:
+    """Return the tokens that count towards limits: cached ones do not."""
+    return None if usage is None else usage.total_tokens - usage.cached_tokens

@@ -1,0 +1,89 @@
+"""The whole of one job: it never raises, it ends in a result or stays pending."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+
+from batcher.clock import monotonic, utcnow
+from batcher.errors import CallError, KeyRefused, LaneParked
+from batcher.events import Emit, JobStarted
+from batcher.execution.attempt import Story
+from batcher.execution.complete import Completer, deadline_exceeded
+from batcher.pricing import Pricing
+from batcher.types import Failure, Job, Reply, Result
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    """Runs jobs to their results."""
+
+    def __init__(
+        self,
+        completer: Completer,
+        pricing: Pricing,
+        emit: Emit,
+        *,
+        provider: str,
+        on_key_refused: Callable[[KeyRefused], None],
+    ) -> None:
+        self._completer = completer
+        self._pricing = pricing
+        self._emit = emit
+        self._provider = provider
+        self._on_key_refused = on_key_refused
+        self._run_began_at = monotonic()
+
+    async def execute(self, job: Job) -> Result | None:
+        """Return the job's result, or None if it stays pending in this run."""
+        deadline_at = math.inf if job.deadline_s is None else self._run_began_at + job.deadline_s
+        story = Story(job, began_at=monotonic(), deadline_at=deadline_at)
+        self._emit(JobStarted(job_id=job.id, model=job.model))
+        answer: Reply | Failure
+        try:
+            answer = await self._answer(story)
+        except LaneParked:
+            return None
+        except KeyRefused as error:
+            self._on_key_refused(error)
+            return None
+        except CallError as error:
+            answer = _failure(error)
+        except Exception as error:
+            log.exception("a bug: %s failed with an unexpected error", job.where)
+            answer = Failure(code="internal_error", message=f"{type(error).__name__}: {error}")
+        return self._result(story, answer)
+
+    async def _answer(self, story: Story) -> Reply:
+        if story.deadline_at == math.inf:
+            return await self._completer.complete(story)
+        try:
+            async with asyncio.timeout_at(story.deadline_at):
+                return await self._completer.complete(story)
+        except TimeoutError:
+            raise deadline_exceeded(story.job) from None
+
+    def _result(self, story: Story, answer: Reply | Failure) -> Result:
+        usage = answer.usage if isinstance(answer, Reply) else None
+        return Result(
+            job=story.job,
+            answer=answer,
+            model=story.model,
+            provider=self._provider,
+            attempts=story.attempts,
+            latency_s=story.latency_s,
+            queued_s=monotonic() - story.began_at - story.in_calls_s,
+            finished_at=utcnow().isoformat(timespec="milliseconds"),
+            cost_usd=self._pricing.cost_usd(story.model, usage),
+        )
+
+
+def _failure(error: CallError) -> Failure:
+    return Failure(
+        code=error.code,
+        message=str(error),
+        status=error.status,
+        body=error.body,
+        request_id=error.request_id,
+    )

@@ -1,0 +1,148 @@
+"""Counts of a run, kept up to date by its events, and the summary made of them."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from batcher.events import (
+    AttemptFinished,
+    BudgetReached,
+    CircuitChanged,
+    Event,
+    JobFinished,
+    JobStarted,
+    LaneChanged,
+)
+from batcher.types import Outcome, Reply, Result
+
+NOTICES_KEPT = 50
+
+
+class Histogram:
+    """Durations in buckets 2 % wide, so that a percentile is right to 1 % in constant memory."""
+
+    _WIDTH = math.log(1.02)
+    _SMALLEST_S = 1e-6
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = 0
+        self.sum_s = 0.0
+        self.longest_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        self._buckets[int(math.log(max(seconds, self._SMALLEST_S)) // self._WIDTH)] += 1
+        self.count += 1
+        self.sum_s += seconds
+        self.longest_s = max(self.longest_s, seconds)
+
+    def percentile_s(self, share: float) -> float:
+        """Return the duration that `share` (0 to 1) of all durations do not exceed, 0.0 without any."""
+        wanted, seen = share * self.count, 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= wanted:
+                return min(self.longest_s, math.exp((bucket + 0.5) * self._WIDTH))
+        return 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Return mean, percentiles and maximum in seconds, for the summary file."""
+        mean = self.sum_s / self.count if self.count else 0.0
+        return {
+            "mean": round(mean, 6),
+            "p50": round(self.percentile_s(0.50), 6),
+            "p95": round(self.percentile_s(0.95), 6),
+            "p99": round(self.percentile_s(0.99), 6),
+            "max": round(self.longest_s, 6),
+        }
+
+
+@dataclass(slots=True)
+class ModelStats:
+    """What one model did in this run."""
+
+    succeeded: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(slots=True)
+class Stats:
+    """A listener that counts; all figures are of this run alone."""
+
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    calls: int = 0
+    retries: int = 0
+    calls_in_vain: int = 0
+    refused_429: int = 0
+    maybe_charged: int = 0
+    reached_provider: bool = False
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost_usd: float = 0.0
+    cost_unknown: int = 0
+    latency: Histogram = field(default_factory=Histogram)
+    queued: Histogram = field(default_factory=Histogram)
+    failures: Counter[str] = field(default_factory=Counter)
+    call_errors: Counter[str] = field(default_factory=Counter)
+    models: dict[str, ModelStats] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        """Count one event."""
+        match event:
+            case AttemptFinished():
+                self._attempt(event)
+            case JobFinished(result=result):
+                self._finished(result)
+            case JobStarted():
+                self.started += 1
+            case LaneChanged(message=message) | CircuitChanged(message=message):
+                self.notices = [*self.notices[1 - NOTICES_KEPT :], message]
+            case BudgetReached():
+                self.notices.append(f"the cost budget of ${event.budget_usd:g} is reached")
+
+    @property
+    def finished(self) -> int:
+        """Jobs with a result line."""
+        return self.succeeded + self.failed
+
+    def _attempt(self, event: AttemptFinished) -> None:
+        self.calls += 1
+        self.retries += event.call > 1
+        self.reached_provider = self.reached_provider or event.sent
+        if event.outcome is not Outcome.SUCCESS:
+            self.calls_in_vain += 1
+            self.call_errors[event.code] += 1
+            self.refused_429 += event.status == 429
+            self.maybe_charged += event.sent and not event.status
+
+    def _finished(self, result: Result) -> None:
+        model = self.models.setdefault(result.model, ModelStats())
+        self.latency.add(result.latency_s)
+        self.queued.add(result.queued_s)
+        answer = result.answer
+        if not isinstance(answer, Reply):
+            self.failed += 1
+            model.failed += 1
+            self.failures[answer.code] += 1
+            return
+        self.succeeded += 1
+        model.succeeded += 1
+        if result.cost_usd is None:
+            self.cost_unknown += 1
+        else:
+            self.cost_usd += result.cost_usd
+            model.cost_usd += result.cost_usd
+        if answer.usage is not None:
+            self.input_tokens += answer.usage.input_tokens
+            self.output_tokens += answer.usage.output_tokens
+            self.cached_tokens += answer.usage.cached_tokens
+            model.input_tokens += answer.usage.input_tokens
+            model.output_tokens += answer.usage.output_tokens
