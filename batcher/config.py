@@ -1,0 +1,215 @@
+"""Settings from file, environment and flags, made into one typed value and checked together.
+
+A later source wins: defaults, the YAML file, `BATCHER_*` variables, flags. (The command line reads the
+variables along with the flags.)
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import yaml
+
+from batcher.errors import ConfigError
+from batcher.limits.breaker import BreakerPolicy
+from batcher.limits.retry import RetryPolicy
+from batcher.pricing import Price
+
+ProviderName: TypeAlias = Literal["groq", "openai-compatible"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+
+MAX_FILE_BYTES = 1024 * 1024
+_DURATIONS = ("timeout", "grace", "connect_timeout")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a run is to be done; the names are those of the flags and of the keys in the YAML file.
+
+    Attributes:
+        provider: who answers; None is `groq`, or `openai-compatible` where `base_url` is given.
+        base_url: the API's address; None is the provider's own.
+        api_key_env: the variable that holds the key; None is the provider's usual one.
+        env_file: a file of `NAME=value` lines to look for the key in, too.
+        insecure_http: allow plain http to other machines.
+        model: for lines that name none.
+        fallback: models for lines that name no fallback of their own.
+        default_max_completion_tokens: for short lines that set no maximum.
+        rpm: requests a minute, per model.
+        tpm: tokens a minute, per model.
+        concurrency: calls in flight, over the whole run.
+        timeout: seconds for one attempt from its start to the last byte.
+        connect_timeout: seconds for a connection to come about.
+        grace: seconds that calls in flight may go on after a stop.
+        deadline: a duration or an ISO time at which the run ends.
+        retry: how often and how long apart failed calls are tried again.
+        breaker: when a failing provider is left alone for a while.
+        prices: dollars per million tokens by model, before the built-in tables.
+        proxy: URL of a proxy for all calls; proxy variables of the environment are not obeyed.
+        ca_file: PEM file with further certificate authorities to trust.
+        log_level: what goes to stderr.
+    """
+
+    provider: ProviderName | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    env_file: str | None = None
+    insecure_http: bool = False
+    model: str | None = None
+    fallback: tuple[str, ...] = ()
+    default_max_completion_tokens: Positive | None = None
+    rpm: Positive | None = None
+    tpm: Positive | None = None
+    concurrency: Positive = 64
+    timeout: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    connect_timeout: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    grace: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    deadline: str | None = None
+    retry: RetryPolicy = RetryPolicy()
+    breaker: BreakerPolicy = BreakerPolicy()
+    prices: dict[str, Price] = {}
+    proxy: str | None = None
+    ca_file: str | None = None
+    log_level: LogLevel = "warning"
+
+    @property
+    def provider_name(self) -> ProviderName:
+        """The provider that answers."""
+        return self.provider or ("openai-compatible" if self.base_url else "groq")
+
+    @property
+    def key_variable(self) -> str:
+        """The environment variable that holds the key."""
+        usual = "GROQ_API_KEY" if self.provider_name == "groq" else "OPENAI_API_KEY"
+        return self.api_key_env or usual
+
+
+def load_settings(file: Path | None, overrides: Mapping[str, object]) -> Settings:
+    """Return the settings of `file` (None: no file) with `overrides` on top; a None override is absent.
+
+    Raises:
+        ConfigError: a value or a key makes no sense; the message says where and what would.
+    """
+    place = str(file) if file else "the options"
+    values = {} if file is None else _read_yaml(file)
+    _check_names(values, place)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    for name in _DURATIONS:
+        if isinstance(text := values.get(name), str):
+            values[name] = duration_s(text, name)
+    if isinstance(values.get("deadline"), (int, float, datetime)):
+        values["deadline"] = str(values["deadline"])
+    try:
+        settings = msgspec.convert(values, Settings, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{place}: {_in_words(error)}") from None
+    _check_together(settings, place)
+    return settings
+
+
+def duration_s(text: str, name: str) -> float:
+    """Return the seconds of a duration such as `90`, `15m`, `2h` or `1.5h`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{name}: {text!r} is not a duration; write seconds or 90s, 15m, 2h, 1d")
+    return float(match.group(1)) * _UNIT_S[match.group(2) or "s"]
+
+
+def deadline_in_s(text: str, now: datetime) -> float:
+    """Return the seconds from `now` to a deadline given as a duration or as an ISO time.
+
+    An ISO time without an offset is local time. The result is negative for a time that has passed.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if _DURATION.fullmatch(text.strip()):
+        return duration_s(text, "deadline")
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(
+            f"deadline: {text!r} is neither a duration (90, 15m, 2h) nor an ISO time (2026-12-24T18:00)"
+        ) from None
+    return (moment.astimezone(UTC) - now).total_seconds()
+
+
+def shown(settings: Settings) -> str:
+    """Return the settings as YAML for `--show-config`; a password in the proxy's address is masked."""
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    values["provider"] = settings.provider_name
+    values["api_key_env"] = settings.key_variable
+    for name in ("proxy", "base_url"):
+        if values[name]:
+            values[name] = re.sub(r"//[^/@]*@", "//***@", values[name])
+    text: str = yaml.safe_dump(values, sort_keys=False)
+    return text
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes: is this the configuration file?")
+    # Aliases can make a small file enormous once expanded, and a configuration has no use for them.
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{file}: YAML aliases (*name) are not taken: write the value out")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{file}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigError(f"{file}: expected `name: value` lines, such as `model: openai/gpt-oss-20b`")
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def _check_names(values: dict[str, Any], place: str) -> None:
+    """Refuse names that are not known, in the sections, too: a typo must not pass for a setting."""
+    sections = [("", values, list(Settings.__struct_fields__))]
+    for name, policy in (("retry", RetryPolicy), ("breaker", BreakerPolicy)):
+        if isinstance(section := values.get(name), dict):
+            sections.append((f"{name}.", section, [field.name for field in fields(policy)]))
+    if isinstance(prices := values.get("prices"), dict):
+        known = [field.name for field in fields(Price)]
+        sections += [(f"prices.{model}.", price, known) for model, price in prices.items()]
+    for prefix, section, known in sections:
+        for name in section if isinstance(section, dict) else ():
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+                raise ConfigError(f"{place}: unknown key {prefix + str(name)!r}; {hint}")
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    """Turn `Expected `int`, got `str` - at `$.rpm`` into `rpm: expected int, got str`."""
+    what, _, where = str(error).replace("`", "").partition(" - at $.")
+    what = what[:1].lower() + what[1:]
+    return f"{where}: {what}" if where else what
+
+
+def _check_together(settings: Settings, place: str) -> None:
+    if settings.deadline is not None:
+        deadline_in_s(settings.deadline, datetime.now(UTC))
+    if settings.provider == "openai-compatible" and not settings.base_url:
+        raise ConfigError(
+            f"{place}: provider openai-compatible needs base_url, e.g. http://localhost:8000/v1"
+        )
