@@ -1,0 +1,151 @@
+"""The jobs that are to run, as rows of numbers."""
+
+from array import array
+from typing import Any
+
+from batcher.errors import BadLine, OutputError
+from batcher.jobs.fingerprints import Fingerprints, hash_id, hash_job, hash_request
+from batcher.jobs.lines import CheckedLine, LineDefaults, assigned_id, build_job, check_line
+from batcher.jobs.order import LaneOrder
+from batcher.jobs.source import Sources
+from batcher.types import Endpoint, Job
+
+# A provider caches prompts from about 1,000 tokens on; below a few hundred characters it never pays.
+_MIN_PREFIX_CHARS = 500
+
+
+class JobIndex:
+    """The jobs that are to run: what order they come in, and where each is to be read.
+
+    A row takes 26 bytes: offset, line number, fingerprint of id and request, prefix group, place in its lane.
+
+    Attributes:
+        skipped_done: lines whose request has an answer already.
+        skipped_failed: lines whose request failed in an earlier run.
+        duplicates: lines equal to an earlier one in id and request.
+        bad: lines that cannot be used.
+        blank: empty lines.
+        changed: `(where, id)` of the first lines whose id has a result for another request.
+        changed_count: how many such lines there are.
+        endpoints: of the rows, in order of first appearance.
+    """
+
+    def __init__(self, sources: Sources, defaults: LineDefaults) -> None:
+        self._sources = sources
+        self._defaults = defaults
+        self._offsets = array("Q")
+        self._numbers = array("I")
+        self._fingerprints = array("Q")
+        self._prefixes = array("H")
+        self._ordinals: dict[int, int] = {}
+        self._lanes: dict[str, LaneOrder] = {}
+        self._replaced = Fingerprints()
+        self.skipped_done = 0
+        self.skipped_failed = 0
+        self.duplicates = 0
+        self.bad = 0
+        self.blank = 0
+        self.changed: list[tuple[str, str]] = []
+        self.changed_count = 0
+        self.endpoints: dict[Endpoint, None] = {}
+
+    def __repr__(self) -> str:
+        return f"<JobIndex {self.queued} rows, {self.bad} bad, {len(self._lanes)} models>"
+
+    @property
+    def queued(self) -> int:
+        """How many jobs are to run."""
+        return len(self._offsets)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the rows, in order of first appearance."""
+        return tuple(self._lanes)
+
+    def where(self, offset: int, number: int) -> str:
+        """Name the place of a line as `FILE:LINE`."""
+        return self._sources.where(offset, number)
+
+    def pop(self, model: str) -> int | None:
+        """Take the next row of a model: highest priority first, then file order; None if there is none."""
+        lane = self._lanes.get(model)
+        return None if lane is None else lane.pop()
+
+    def next_priority(self, model: str) -> int | None:
+        """Return the priority of the row that `pop` would take, or None."""
+        lane = self._lanes.get(model)
+        return None if lane is None else lane.next_priority
+
+    def remaining(self, model: str) -> int:
+        """Return how many rows of a model have not been taken."""
+        return len(self._lanes.get(model, ()))
+
+    def prefix_group(self, row: int) -> int:
+        """Return a number that jobs with the same long opening message share (1 to 65535); 0 for no group."""
+        return self._prefixes[row]
+
+    def is_replaced(self, job_id: str) -> bool:
+        """Tell whether a row of this index replaces an earlier result of the same id."""
+        return self._replaced.get(hash_id(job_id)) is not None
+
+    def read(self, row: int) -> Job:
+        """Read a row's job back from its file.
+
+        Raises:
+            OutputError: the line is no longer the one that was indexed.
+            InputMissing: the file cannot be read any more.
+        """
+        offset = self._offsets[row]
+        where = self._sources.where(offset, self._numbers[row])
+        line = self._sources.read_line(offset)
+        try:
+            checked = check_line(line, self._defaults)
+        except BadLine:
+            raise OutputError(_edited(where)) from None
+        job_id = checked.id or assigned_id(checked.request_sha256, self._ordinals.get(row, 1))
+        if hash_job(hash_id(job_id), hash_request(checked.request_sha256)) != self._fingerprints[row]:
+            raise OutputError(_edited(where))
+        return build_job(checked, line, job_id=job_id, where=where, defaults=self._defaults)
+
+    def mark_replaced(self, id_hash: int) -> None:
+        """Note that a row replaces an earlier result."""
+        self._replaced.add(id_hash, 0)
+
+    def close(self) -> None:
+        """Close the sources."""
+        self._sources.close()
+
+    def append(
+        self, checked: CheckedLine, *, offset: int, number: int, fingerprint: int, ordinal: int
+    ) -> None:
+        """Queue a line: called by the pass that fills the index, before the first `pop`.
+
+        `ordinal` tells lines without an id and with equal requests apart; 1 for all others.
+        """
+        row = len(self._offsets)
+        self._offsets.append(offset)
+        self._numbers.append(number)
+        self._fingerprints.append(fingerprint)
+        self._prefixes.append(_prefix_group(checked.body))
+        if ordinal > 1:
+            self._ordinals[row] = ordinal
+        lane = self._lanes.get(checked.model)
+        if lane is None:
+            lane = self._lanes[checked.model] = LaneOrder()
+        lane.push(checked.priority, row)
+        self.endpoints[checked.endpoint] = None
+
+
+def _prefix_group(body: dict[str, Any]) -> int:
+    """Hash the opening that other requests may share: the first of several messages, or the instructions."""
+    messages = body.get("messages")
+    opening = body.get("instructions")
+    if messages is not None and len(messages) > 1:
+        opening = messages[0].get("content")
+    if not isinstance(opening, str) or len(opening) < _MIN_PREFIX_CHARS:
+        return 0
+    return hash(opening) & 0xFFFF or 1
+
+
+def _edited(where: str) -> str:
+    return f"{where}: the line changed during the run: leave job files alone while they run, then run again"
