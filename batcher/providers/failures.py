@@ -115,12 +115,14 @@ def classify_error_object(
     return _build(kind, said.message, status=status, headers=headers, body=body, dialect=dialect)
 
 
-def no_answer(status: int, headers: Mapping[str, str], body: bytes, reason: str) -> BadReply:
+def no_answer(
+    status: int, headers: Mapping[str, str], body: bytes, reason: str, *, code: str = "bad_reply"
+) -> BadReply:
     """Say that a 2xx reply's body cannot be an answer; `reason` completes the sentence."""
-    start = scrub(body[:80].decode(errors="replace")) or "empty"
+    start = scrub(body[:80].decode(errors="replace"))
     return BadReply(
-        f"HTTP {status}, but the body is no answer: {reason} ({start})",
-        code="bad_reply",
+        f"HTTP {status}, but the body is no answer: {reason}" + (f": {start}" if start else ""),
+        code=code,
         status=status,
         body=_kept(body),
         request_id=headers.get("x-request-id", "")[:256],

@@ -8,7 +8,7 @@ import orjson
 from batcher.providers.failures import classify_error_object, no_answer
 from batcher.providers.limit_headers import Dialect, rate_limits
 from batcher.providers.streams import gather
-from batcher.types import Endpoint, Reply, Usage
+from batcher.types import Endpoint, ModelInfo, Reply, Usage
 
 _MOST_TOKENS = 1_000_000_000
 """No call takes as many: a count above it is a fault of the provider's bookkeeping."""
@@ -52,6 +52,33 @@ def parse_reply(
         text=text,
         usage=_usage(answer.get("usage")),
         limits=rate_limits(headers, dialect),
+    )
+
+
+def parse_models(status: int, headers: Mapping[str, str], body: bytes) -> list[ModelInfo]:
+    """Read a model list in the common shape, sorted by id; limits that it does not name are 0.
+
+    Raises:
+        BadReply: the body is no such list.
+    """
+    try:
+        data = orjson.loads(body)["data"]
+        models = [_model(item) for item in data if type(item["id"]) is str]
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise no_answer(status, headers, body, "it is no list of models") from None
+    return sorted(models, key=lambda model: model.id)
+
+
+def _model(item: dict[str, Any]) -> ModelInfo:
+    return ModelInfo(
+        id=item["id"],
+        owner=_text(item.get("owned_by")),
+        # Groq's name, then vLLM's, then OpenRouter's.
+        context_tokens=next(
+            filter(None, map(_count, map(item.get, ("context_window", "max_model_len", "context_length")))), 0
+        ),
+        max_output_tokens=_count(item.get("max_completion_tokens")) or 0,
+        active=item.get("active") is not False,
     )
 
 

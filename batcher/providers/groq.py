@@ -1,0 +1,110 @@
+"""Groq: chat goes straight through the pool, the rest of its API through its own client on the same pool."""
+
+import httpx
+from asyncio_throttle.throttler import Throttler
+from groq import APIConnectionError, APIStatusError, AsyncGroq, Omit
+from pyreqwest.compatibility.httpx import HttpxTransport
+from pyreqwest.exceptions import PyreqwestError
+
+from batcher.errors import CallError, ConnectionLost
+from batcher.providers.calls import Calls
+from batcher.providers.keys import Secret
+from batcher.providers.replies import parse_models
+from batcher.providers.transport import ACCEPT_ENCODING, Pool, fault_of
+from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
+
+BASE_URL = "https://api.groq.com"
+
+_PREFIX = "/openai"
+_CONTROL_TIMEOUT_S = 60.0
+_CONTROL_CALLS_PER_S = 2
+
+
+class Groq:
+    """One Groq account.
+
+    Args:
+        pool: shared with others; it stays open.
+        key: of the account.
+        base_url: as `check_base_url` returned it, with or without the `/openai/v1` of Groq's paths.
+    """
+
+    name = "groq"
+
+    def __init__(self, pool: Pool, key: Secret, base_url: str = BASE_URL) -> None:
+        self._client = _QuietGroq(
+            api_key=key.reveal(),
+            base_url=base_url.removesuffix("/v1").removesuffix(_PREFIX),
+            max_retries=0,
+            # The pool knows one deadline, and takes the sum of httpx's four for it.
+            timeout=httpx.Timeout(None, read=_CONTROL_TIMEOUT_S),
+            http_client=httpx.AsyncClient(
+                transport=HttpxTransport(pool.client, close_client=False),
+                trust_env=False,
+                follow_redirects=False,
+            ),
+        )
+        base = str(self._client.base_url).rstrip("/") + _PREFIX
+        headers = self._client.default_headers | {"accept-encoding": ACCEPT_ENCODING}
+        self._calls = Calls(
+            pool,
+            urls={endpoint: base + endpoint for endpoint in ENDPOINTS},
+            headers=[(name, value) for name, value in headers.items() if isinstance(value, str)],
+            key=key,
+            dialect="groq",
+        )
+        self._throttle = Throttler(rate_limit=_CONTROL_CALLS_PER_S)
+
+    def __repr__(self) -> str:
+        return f"Groq({str(self._client.base_url)!r})"
+
+    async def send(self, request: Request, *, timeout_s: float) -> Reply:
+        """Make one HTTP call, bounded by `timeout_s` from its start to the last byte.
+
+        Raises:
+            CallError: the call did not bring an answer.
+        """
+        return await self._calls.send(request, timeout_s=timeout_s)
+
+    async def models(self) -> list[ModelInfo]:
+        """List the models that the account can use.
+
+        Raises:
+            CallError: the call did not bring an answer.
+        """
+        async with self._throttle:
+            try:
+                reply = await self._client.models.with_raw_response.list()
+                return parse_models(reply.status_code, reply.headers, await reply.read())
+            except APIStatusError as error:
+                failed = error.response
+                raise self._calls.failure(failed.status_code, failed.headers, failed.content) from None
+            except APIConnectionError as error:
+                raise _fault_under(error) from None
+
+    async def aclose(self) -> None:
+        """Close Groq's client; the shared pool stays open."""
+        await self._client.close()
+
+
+class _QuietGroq(AsyncGroq):
+    """Groq's client with these headers only: none from GROQ_CUSTOM_HEADERS, none about this machine."""
+
+    @property
+    def default_headers(self) -> dict[str, str | Omit]:
+        return {
+            "accept": "application/json",
+            # What httpx decodes has no cap.
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "user-agent": "batcher",
+            "authorization": self.auth_headers["Authorization"],
+        }
+
+
+def _fault_under(error: BaseException) -> CallError:
+    """Find the pool's own fault under the layers that were laid over it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, PyreqwestError):
+        cause = cause.__cause__
+    return fault_of(cause) if cause else ConnectionLost(str(error), code="connection_lost")

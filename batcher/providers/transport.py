@@ -1,0 +1,296 @@
+"""The one pool of connections, behind one small verb: bytes in; status, headers, bytes or a fault out."""
+
+import errno
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from pyreqwest.client import Client, ClientBuilder
+
+# The Rust side imports this module when it first raises, and where no descriptor is left for that, the whole
+# process aborts: so it is loaded here, while there still are some.
+from pyreqwest.exceptions import (
+    BodyDecodeError,
+    BuilderError,
+    DecodeError,
+    DetailedPyreqwestError,
+    PoolTimeoutError,
+    PyreqwestError,
+    RequestTimeoutError,
+)
+from pyreqwest.http import HeaderMap
+from pyreqwest.proxy import ProxyBuilder
+from pyreqwest.request import RequestBuilder
+from pyreqwest.response import Response
+
+from batcher.errors import (
+    AttemptTimeout,
+    BadReply,
+    CallError,
+    ConfigError,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidRequest,
+    LocalFault,
+)
+from batcher.providers.failures import no_answer, scrub
+
+Headers = Mapping[str, str] | Sequence[tuple[str, str]]
+
+ACCEPT_ENCODING = "gzip, identity"
+"""What `Pool` can decode under a cap, and so what its callers may ask for."""
+
+_LOCAL_ERRNOS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+    errno.EADDRNOTAVAIL,
+    errno.ENETDOWN,
+}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_TARGET = re.compile(r"for url \((https?://[^/)\s]+)")
+_TLS = re.compile(r"certificate|fatal alert|corrupt message|peer is incompatible|peer misbehaved")
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """How connections are made and kept.
+
+    Attributes:
+        max_connections: calls at a time; above the run's concurrency, so that the pool is never the queue.
+        connect_timeout_s: for name, TCP and TLS together (seconds, > 0).
+        idle_timeout_s: after which an unused connection is closed (seconds, > 0). Common servers close theirs
+            after 5 s; being first avoids sending into a connection that is just being closed.
+        max_body_bytes: largest body, on the wire and decoded.
+        proxy: URL of a proxy for everything; those of the environment are never obeyed.
+        ca_file: PEM file with further certificate authorities to trust.
+    """
+
+    max_connections: int = 128
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 4.0
+    max_body_bytes: int = 8 * 1024 * 1024
+    proxy: str | None = None
+    ca_file: str | Path | None = None
+
+
+class HttpReply(NamedTuple):
+    """What came back: header names are in lower case, the body is decoded."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Pool:
+    """Connections for all providers of a run, without redirects, cookies or the environment's proxies.
+
+    Raises:
+        ConfigError: the proxy or the CA file cannot be used.
+    """
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self._settings = settings
+        self._client = _build_client(settings)
+
+    def __repr__(self) -> str:
+        return f"Pool(max_connections={self._settings.max_connections})"
+
+    @property
+    def client(self) -> Client:
+        """The client underneath, for libraries that bring their own verbs."""
+        return self._client
+
+    async def post(self, url: str, headers: Headers, body: bytes, *, timeout_s: float) -> HttpReply:
+        """Send `body` and read the whole reply, whatever its status.
+
+        Args:
+            url: absolute.
+            headers: all that is to be sent beside `host` and `content-length`.
+            body: sent as it is.
+            timeout_s: from the call to the last byte (seconds); it ends the request on the wire too, which
+                cancelling the task does not.
+
+        Raises:
+            CallError: no whole reply came; `sent` tells whether the request may have got through.
+        """
+        return await self._call(self._client.post(url).headers(headers).body_bytes(body), timeout_s)
+
+    async def get(self, url: str, headers: Headers, *, timeout_s: float) -> HttpReply:
+        """Fetch `url`; the rest is as for `post`."""
+        return await self._call(self._client.get(url).headers(headers), timeout_s)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def _call(self, builder: RequestBuilder, timeout_s: float) -> HttpReply:
+        request = builder.timeout(timedelta(seconds=max(timeout_s, 0.0))).build_streamed()
+        try:
+            async with request as response:
+                headers = _plain(response.headers)
+                return HttpReply(response.status, headers, await self._body(response, headers))
+        except PyreqwestError as error:
+            raise fault_of(error) from None
+
+    async def _body(self, response: Response, headers: Mapping[str, str]) -> bytes:
+        try:
+            body = await self._read(response, headers)
+            encoding = headers.get("content-encoding", "identity")
+            return body if encoding == "identity" else self._decoded(body, encoding, response.status, headers)
+        except BadReply:
+            if response.status < 300:
+                raise
+            # The status of a failure says enough without its body.
+            return b""
+
+    async def _read(self, response: Response, headers: Mapping[str, str]) -> bytes:
+        """Read the body as sent; one above the cap is left unread, which closes its connection."""
+        cap = self._settings.max_body_bytes
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > cap:
+            raise self._too_large(response.status, headers)
+        data = await response.body_reader.read(cap + 1)
+        if data is None:
+            return b""
+        if len(data) > cap:
+            raise self._too_large(response.status, headers)
+        return data.to_bytes()
+
+    def _decoded(self, body: bytes, encoding: str, status: int, headers: Mapping[str, str]) -> bytes:
+        if encoding.lower() not in ("gzip", "x-gzip"):
+            raise no_answer(status, headers, b"", f"it is encoded as {encoding!r}, which was not asked for")
+        inflater = zlib.decompressobj(_GZIP)
+        try:
+            decoded = inflater.decompress(body, self._settings.max_body_bytes + 1)
+        except zlib.error:
+            raise no_answer(status, headers, b"", "its gzip data are damaged") from None
+        if len(decoded) > self._settings.max_body_bytes:
+            raise self._too_large(status, headers)
+        if not inflater.eof:
+            raise no_answer(status, headers, decoded[:256], "its gzip data are cut short")
+        return decoded
+
+    def _too_large(self, status: int, headers: Mapping[str, str]) -> BadReply:
+        reason = f"it is larger than {self._settings.max_body_bytes} bytes"
+        return no_answer(status, headers, b"", reason, code="body_too_large")
+
+
+def fault_of(error: PyreqwestError) -> CallError:
+    """Say what a call that broke means, by its class and its chain of causes."""
+    causes = _causes(error)
+    chain = "\n".join(causes)
+    reason = scrub(causes[-1] if causes else error.message)
+    connecting = "(Connect)" in chain
+    number = _OS_ERROR.search(chain)
+    if number and int(number[1]) in _LOCAL_ERRNOS:
+        return LocalFault(
+            f"this machine is short of something: {reason}", code="local_fault", sent=not connecting
+        )
+    if connecting:
+        return _connect_failed(error, chain, reason)
+    match error:
+        case PoolTimeoutError():
+            return AttemptTimeout("the time was up before a connection was free", code="timeout", sent=False)
+        case RequestTimeoutError():
+            return AttemptTimeout("the time was up before the whole answer had come", code="timeout")
+        case BuilderError():
+            return InvalidRequest(f"no request can be made of it: {reason}", code="bad_request", sent=False)
+        case DecodeError() if not isinstance(error, BodyDecodeError):
+            return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")
+    return ConnectionLost(
+        f"the connection broke before the whole answer had come: {reason}", code="connection_lost"
+    )
+
+
+def _causes(error: PyreqwestError) -> list[str]:
+    details = error.details["causes"] if isinstance(error, DetailedPyreqwestError) else None
+    return [cause["message"] for cause in details or ()]
+
+
+def _connect_failed(error: PyreqwestError, chain: str, reason: str) -> CallError:
+    code, what = "connect_failed", "cannot connect"
+    if "resolving" in chain:
+        if _out_of_descriptors():
+            # The resolver reads files, and says "unknown host" when it cannot open them.
+            return LocalFault("this machine has no file descriptor left", code="local_fault", sent=False)
+        code, what = "dns_failed", "cannot find the host"
+    elif isinstance(error, RequestTimeoutError):
+        code = "connect_timeout"
+    elif "tunnel" in chain or "socks" in chain:
+        code, what = "proxy_failed", "the proxy does not connect"
+    elif _TLS.search(chain):
+        code, what = "tls", "the certificate or the TLS handshake is not accepted"
+        reason += "; check the address and this machine's clock, or name your own authority with ca_file"
+    target = _TARGET.search(chain)
+    place = f" ({target[1]})" if target else ""
+    return ConnectFailed(f"{what}{place}: {reason}", code=code, sent=False)
+
+
+def _out_of_descriptors() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in _LOCAL_ERRNOS
+    return False
+
+
+def _plain(headers: HeaderMap) -> dict[str, str]:
+    """Copy the headers; of a repeated one the first counts, one that is not ASCII is left out."""
+    try:
+        return dict(headers)
+    except ValueError:
+        plain: dict[str, str] = {}
+        for name in headers:
+            try:
+                plain[name] = headers[name]
+            except ValueError:
+                continue
+        return plain
+
+
+def _build_client(settings: PoolSettings) -> Client:
+    builder = (
+        ClientBuilder()
+        .no_proxy()
+        .follow_redirects(False)
+        .referer(False)
+        .gzip(False)
+        .brotli(False)
+        .zstd(False)
+        .deflate(False)
+        .user_agent("batcher")
+        .http1_lower_case_headers()
+        .max_connections(settings.max_connections)
+        .connect_timeout(timedelta(seconds=settings.connect_timeout_s))
+        .pool_idle_timeout(timedelta(seconds=settings.idle_timeout_s))
+        .tcp_keepalive(timedelta(seconds=15))
+        .tcp_user_timeout(timedelta(seconds=30))
+    )
+    try:
+        if settings.proxy is not None:
+            builder = builder.proxy(ProxyBuilder.all(settings.proxy))
+        if settings.ca_file is not None:
+            builder = builder.add_root_certificate_pem(_read_pem(Path(settings.ca_file)))
+        return builder.build()
+    except ValueError as error:
+        # The proxy's URL may hold a password, so it is not repeated.
+        what = "ca_file" if isinstance(error, BuilderError) else "proxy"
+        raise ConfigError(f"{what} cannot be used: it is damaged or not of the expected form") from None
+
+
+def _read_pem(file: Path) -> bytes:
+    try:
+        pem = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"ca_file {file} cannot be read: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise ConfigError(f"ca_file {file} holds no certificate: expected PEM text")
+    return pem
