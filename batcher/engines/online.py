@@ -13,8 +13,6 @@ from batcher.scheduling.routing import Routing
 from batcher.scheduling.scheduler import Scheduler
 from batcher.types import Job, Result
 
-BACKLOG_CHECK_S = 0.01
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
@@ -26,7 +24,6 @@ class RunLimits:
         grace_s: how long calls in flight may go on after a stop.
         deadline_at: loop time of the run's end, None without one.
         unreachable_after_s: a run none of whose calls reached the provider ends after this long.
-        most_backlog_bytes: results not yet on disk beyond which no job is started.
     """
 
     concurrency: int
@@ -34,11 +31,19 @@ class RunLimits:
     grace_s: float = 60.0
     deadline_at: float | None = None
     unreachable_after_s: float = 60.0
-    most_backlog_bytes: int = 64 * 1024 * 1024
 
 
 class OnlineRun:
-    """One run: starts jobs, hands their results to the writer, and ends in order."""
+    """One run: starts jobs, hands their results to the writer, and ends in order.
+
+    Args:
+        queue: what is to be done.
+        routing: the lanes that jobs go through.
+        execute: brings one job to its result, None if it stays pending.
+        writer: where results go.
+        limits: what bounds the run.
+        room: waits while who takes the results has fallen behind.
+    """
 
     def __init__(
         self,
@@ -47,12 +52,15 @@ class OnlineRun:
         execute: Callable[[Job], Awaitable[Result | None]],
         writer: ResultWriter,
         limits: RunLimits,
+        *,
+        room: Callable[[], Awaitable[None]],
     ) -> None:
         self._queue = queue
         self._routing = routing
         self._execute = execute
         self._writer = writer
         self._limits = limits
+        self._room = room
         self._idle = asyncio.Event()
 
     async def run(self, stop: Stop, reached: Callable[[], bool]) -> None:
@@ -121,11 +129,11 @@ class OnlineRun:
 
     async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
         result = await self._execute(job)
-        if result is not None:
-            self._writer.append(result)
-        while self._writer.backlog_bytes > self._limits.most_backlog_bytes:
-            await asyncio.sleep(BACKLOG_CHECK_S)
         try:
+            if result is not None:
+                self._writer.append(result)
+                await self._writer.room()
+                await self._room()
             scheduler.finished(job)
         except BatcherError as error:
             stop.fail(error)

@@ -1,7 +1,5 @@
 """The priority queue: what is still to be started, highest priority first, for each model."""
 
-from collections.abc import Callable
-
 from batcher.jobs.index import JobIndex
 
 
@@ -22,8 +20,7 @@ class JobQueue:
     @property
     def models(self) -> list[str]:
         """The models that jobs ask for, those with the most urgent next job first."""
-        urgency: Callable[[str], int] = lambda model: -(self._index.next_priority(model) or 0)  # noqa: E731
-        return sorted(self._index.models, key=urgency)
+        return sorted(self._index.models, key=lambda model: -(self._index.next_priority(model) or 0))
 
     def take(self, model: str, most: int) -> list[int]:
         """Take the next batch for a model: up to `most` rows of one priority, in the order of the file."""

@@ -25,9 +25,8 @@ def schema_fault(schema: bytes) -> str:
     """Return what is wrong with a JSON schema, or "" if it is a valid one."""
     from jsonschema import SchemaError  # noqa: PLC0415 - see _validator
 
-    validator = _validator(schema)
     try:
-        validator.check_schema(validator.schema)
+        _validator(schema).check_schema(orjson.loads(schema))
     except SchemaError as error:
         return error.message[:200]
     return ""

@@ -1,0 +1,54 @@
+"""What all commands share: help that starts with examples, and options that read `BATCHER_*`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command whose help starts with its examples."""
+
+    def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, then what click writes."""
+        write_examples(self.examples, formatter)
+        super().format_help(ctx, formatter)
+
+
+def write_examples(examples: str, formatter: click.HelpFormatter) -> None:
+    """Write lines of examples, two columns in, as they are."""
+    formatter.write("Examples:\n")
+    for line in examples.strip().splitlines():
+        formatter.write(f"  {line.strip()}\n")
+    formatter.write("\n")
+
+
+def option(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    """Declare an option that may also be set through `BATCHER_` and its long name in capitals."""
+    long = next(name for name in names if name.startswith("--")).split("/")[0]
+    return click.option(*names, envvar="BATCHER_" + long[2:].replace("-", "_").upper(), **kwargs)
+
+
+_PROVIDER_OPTIONS = (
+    option("-c", "--config", type=click.Path(path_type=Path), help="YAML file with settings."),
+    option("--provider", type=click.Choice(["groq", "openai-compatible"]), help="Who answers."),
+    option("--base-url", metavar="URL", help="Any OpenAI-compatible endpoint."),
+    option("--api-key-env", metavar="NAME", help="Variable that holds the key."),
+    option("--env-file", metavar="PATH", help="File of NAME=value lines to look for the key in."),
+    option("--insecure-http", is_flag=True, default=None, help="Allow plain http to other machines."),
+    option("--timeout", metavar="S", help="One attempt in total, e.g. 90 or 5m (300)."),
+)
+
+
+def provider_options(command: F) -> F:
+    """Declare the options that say who answers and how to reach them."""
+    for declare in reversed(_PROVIDER_OPTIONS):
+        command = declare(command)
+    return command

@@ -1,0 +1,68 @@
+"""`batcher models`: what the account can use."""
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batcher.cli.command import Command, provider_options
+
+if TYPE_CHECKING:
+    from batcher.config import Settings
+    from batcher.types import ModelInfo
+
+EXAMPLES = """
+batcher models                                       on Groq
+batcher models --base-url http://localhost:8000/v1   on a local server
+batcher models --json                                for scripts
+"""
+
+
+@click.command(cls=Command, examples=EXAMPLES)
+@provider_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def models(as_json: bool, **options: Any) -> None:
+    """List the models that the account can use: context, longest answer, price per million tokens."""
+    from batcher.config import load_settings  # noqa: PLC0415 - --help stays quick
+    from batcher.pricing import Pricing  # noqa: PLC0415
+
+    settings = load_settings(options.pop("config"), options)
+    listed = sorted(asyncio.run(list_models(settings)), key=lambda model: model.id)
+    pricing = Pricing(settings.provider_name, settings.prices)
+    if as_json:
+        import orjson  # noqa: PLC0415
+
+        rows = [{**_columns(model), "price_usd_per_million": pricing.price(model.id)} for model in listed]
+        click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+        return
+    click.echo(f"{'model':40} {'context':>9} {'answer':>8} {'$ in':>8} {'$ out':>8}")
+    for model in listed:
+        price = pricing.price(model.id)
+        dollars = ("?", "?") if price is None else (f"{price.input_usd:.3f}", f"{price.output_usd:.3f}")
+        click.echo(
+            f"{model.id:40} {model.context_tokens or '?':>9} {model.max_output_tokens or '?':>8} "
+            f"{dollars[0]:>8} {dollars[1]:>8}{'' if model.active else '  not active'}"
+        )
+
+
+async def list_models(settings: "Settings") -> "list[ModelInfo]":
+    """Ask the provider for its models.
+
+    Raises:
+        BatcherError: there is no key, or the call failed.
+    """
+    from batcher.wiring import open_provider  # noqa: PLC0415 - loads the transport
+
+    async with open_provider(settings, os.environ) as provider:
+        return await provider.models()
+
+
+def _columns(model: "ModelInfo") -> dict[str, object]:
+    return {
+        "id": model.id,
+        "owner": model.owner,
+        "context_tokens": model.context_tokens or None,
+        "max_output_tokens": model.max_output_tokens or None,
+        "active": model.active,
+    }
