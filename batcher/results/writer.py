@@ -1,0 +1,297 @@
+"""The one writer of result lines: each whole, in the page cache at once, on disk in groups."""
+
+import asyncio
+import contextlib
+import os
+import select
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from batcher.errors import OutputError
+from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
+from batcher.results.line import encode_result
+from batcher.types import OutputPaths, Result
+
+
+class Sink:
+    """Where lines go: a file opened for appending, or a stream (`path` is None)."""
+
+    def __init__(self, fd: int, path: Path | None) -> None:
+        self.fd = fd
+        self.path = path
+        self.pending: list[bytes] = []
+        self.size = self.synced = os.fstat(fd).st_size if path else 0
+
+    def __repr__(self) -> str:
+        return f"<Sink {self.path or self.fd}: {self.size} bytes, {self.synced} on disk>"
+
+    def take(self) -> bytes:
+        """Return the pending lines, which are then no longer pending."""
+        data = b"".join(self.pending)
+        self.pending.clear()
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`, or leave a file as it was and raise `OSError`."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self.fd, rest) :]
+                except BlockingIOError:  # somebody who shares our stdout made it non-blocking
+                    select.select([], [self.fd], [])
+        except OSError:
+            self.cut(self.size)
+            raise
+        self.size += len(data)
+
+    def cut(self, size: int) -> None:
+        """Cut a file back to `size` bytes if it is longer."""
+        if self.path:
+            with contextlib.suppress(OSError):
+                if os.fstat(self.fd).st_size > size:
+                    os.ftruncate(self.fd, size)
+
+    def close(self) -> None:
+        """Close a file, once; a stream stays open."""
+        if self.path and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def error(self, exc: OSError) -> OutputError:
+        """Say what was seen and what to do."""
+        return output_error(self.path or "stdout", exc)
+
+    def foreign_change(self) -> OutputError | None:
+        """Say so if somebody else deleted, replaced, cut or wrote to the file."""
+        if self.path is None:
+            return None
+        try:
+            ours, there = os.fstat(self.fd), os.lstat(self.path)
+        except FileNotFoundError:
+            seen = "was deleted"
+        except OSError as exc:
+            return self.error(exc)
+        else:
+            if not os.path.samestat(ours, there):
+                seen = "was replaced by another file"
+            elif ours.st_size != self.size:
+                seen = f"has {ours.st_size} bytes where {self.size} were written"
+            else:
+                return None
+        advice = "keep other programs away from it and run the same command again"
+        return OutputError(f"{self.path} {seen} during the run; {advice}")
+
+
+def open_output(paths: OutputPaths) -> tuple[Sink, Sink]:
+    """Open the result and the error file for appending; create them, and their directory, if missing.
+
+    Raises:
+        OutputError: they cannot be created or written.
+    """
+    with output_errors(paths.results), contextlib.ExitStack() as opened:
+        make_directory(paths.results.parent)
+        sinks = []
+        for path in (paths.results, paths.errors):
+            sink = Sink(open_private(path, os.O_WRONLY | os.O_APPEND), path)
+            opened.callback(sink.close)
+            sinks.append(sink)
+        sync_directory(paths.results.parent)
+        opened.pop_all()
+    return sinks[0], sinks[1]
+
+
+def stream_to(fd: int) -> tuple[Sink, Sink]:
+    """Send results and errors alike to the stream `fd`, which stays open; nothing can be resumed from it."""
+    sink = Sink(fd, None)
+    return sink, sink
+
+
+class ResultWriter:
+    """Appends result lines, and reports them once they are safe.
+
+    A line reaches the kernel within the iteration of the loop in which it was appended, so that a killed
+    process loses only calls in flight. It is synced to disk with its group, and only then committed. After a
+    failure nothing is written or synced again: a sync that succeeds after one that failed proves nothing.
+
+    Args:
+        results: where answers go.
+        errors: where failed jobs go.
+        on_committed: told of each group of results once it is safe.
+        journal: told how many bytes of the result and the error file are safe.
+        durable: whether a group is synced before it counts as safe; a stream never is.
+        max_delay_s: how long the first line of a group may wait for others (seconds, >= 0).
+        max_batch_bytes: a group of this size waits no longer.
+        max_backlog_bytes: more than this that is not yet safe makes `room` wait.
+    """
+
+    def __init__(
+        self,
+        results: Sink,
+        errors: Sink,
+        *,
+        on_committed: Callable[[Sequence[Result]], None],
+        journal: Callable[[int, int], None] | None = None,
+        durable: bool = True,
+        max_delay_s: float = 0.05,
+        max_batch_bytes: int = 4 << 20,
+        max_backlog_bytes: int = 64 << 20,
+    ) -> None:
+        self._results = results
+        self._errors = errors
+        self._on_committed = on_committed
+        self._journal = journal
+        self._max_delay_s = max_delay_s
+        self._max_batch_bytes = max_batch_bytes
+        self._max_backlog_bytes = max_backlog_bytes
+        self._is_stream = results.path is None
+        # A thread of our own, so that it can be joined: a full pipe or a slow disk must not stop the loop.
+        self._thread = ThreadPoolExecutor(1, "batcher-commit") if durable or self._is_stream else None
+        self._uncommitted: list[Result] = []
+        self._appended_bytes = self._committed_bytes = 0
+        self._flush_scheduled = False
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._committing = asyncio.Lock()
+        self._committed = asyncio.Event()
+        self._failure: OutputError | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ResultWriter {self.backlog_bytes} bytes uncommitted, {self._results!r}, {self._errors!r}>"
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes appended and not yet committed."""
+        return self._appended_bytes - self._committed_bytes
+
+    def append(self, result: Result) -> None:
+        """Take over `result`; it is safe when `on_committed` names it.
+
+        After a failure nothing is taken any more: `commit_forever` and `aclose` raise what went wrong.
+        """
+        if self._closing is not None:
+            raise RuntimeError("a result came after its writer was closed")
+        if self._failure is not None:
+            return
+        line = encode_result(result)
+        (self._results if result.ok else self._errors).pending.append(line)
+        self._uncommitted.append(result)
+        self._appended_bytes += len(line)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    async def room(self) -> None:
+        """Wait until the backlog is small enough for more.
+
+        Raises:
+            OutputError: the output failed, so that there will never be room.
+        """
+        while self.backlog_bytes > self._max_backlog_bytes:
+            if self._failure is not None:
+                raise self._failure
+            self._committed.clear()
+            await self._committed.wait()
+
+    async def commit_forever(self) -> None:
+        """Commit group after group until cancelled; what was not committed then is left to `aclose`.
+
+        Raises:
+            OutputError: a write or a sync failed, or somebody else changed the files.
+        """
+        while True:
+            await self._due.wait()
+            await self._commit()
+
+    async def aclose(self) -> None:
+        """Commit all that was appended and close the files; cancellation is delivered only afterwards.
+
+        Raises:
+            OutputError: not everything could be committed.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._drain())
+        cancelled = False
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError:
+                cancelled = True
+        self._closing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._failure is None and not self._is_stream:
+            for sink in (self._results, self._errors):
+                if sink.pending and self._failure is None:
+                    try:
+                        sink.write(sink.take())
+                    except OSError as exc:
+                        self._failure = sink.error(exc)
+        if self._failure or self.backlog_bytes >= self._max_batch_bytes:
+            self._due.set()
+        elif self._timer is None and self._uncommitted:
+            self._timer = asyncio.get_running_loop().call_later(self._max_delay_s, self._due.set)
+
+    async def _commit(self) -> None:
+        async with self._committing:
+            self._flush()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._due.clear()
+            # More may be appended meanwhile, and after a cancelled commit another does its work again:
+            # so nothing leaves the list before it is safe.
+            count, appended_bytes = len(self._uncommitted), self._appended_bytes
+            sizes = self._results.size, self._errors.size
+            await self._make_safe()
+            self._committed.set()
+            if self._failure is not None:
+                raise self._failure
+            self._results.synced, self._errors.synced = sizes
+            batch = self._uncommitted[:count]
+            del self._uncommitted[:count]
+            self._committed_bytes = appended_bytes
+            self._on_committed(batch)
+            if self._journal is not None:
+                self._journal(*sizes)
+
+    async def _make_safe(self) -> None:
+        """Bring to disk, or down the stream, what there is; what goes wrong is left in `_failure`."""
+        self._failure = self._failure or self._results.foreign_change() or self._errors.foreign_change()
+        if self._failure is None and self._thread is not None:
+            stream_data = self._results.take() if self._is_stream else b""
+            safe = asyncio.get_running_loop().run_in_executor(self._thread, self._sync, stream_data)
+            # A write to the stream that has begun must not be forgotten by a cancelled commit.
+            await asyncio.shield(safe)
+
+    def _sync(self, stream_data: bytes) -> None:
+        """Do the part of `_make_safe` that takes time; runs in the thread."""
+        if self._failure is not None:
+            return
+        sink = self._results
+        try:
+            if self._is_stream:
+                sink.write(stream_data)
+                return
+            for sink in (self._results, self._errors):
+                if sink.size > sink.synced:
+                    os.fdatasync(sink.fd)
+        except OSError as exc:
+            self._failure = sink.error(exc)
+            self._results.cut(self._results.synced)
+            self._errors.cut(self._errors.synced)
+
+    async def _drain(self) -> None:
+        try:
+            while self._uncommitted or self._failure:
+                await self._commit()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+            self._results.close()
+            self._errors.close()
