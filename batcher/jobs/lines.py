@@ -14,12 +14,11 @@ from batcher.jobs.rules import (
     BATCH_RULES,
     INPUT,
     MESSAGES,
-    PARAM_RULES,
     SHORT_RULES,
     TEXT,
     Rule,
-    check_fields,
     check_known_fields,
+    check_params,
     seen,
     wrong,
 )
@@ -81,6 +80,8 @@ class _WrittenParts(msgspec.Struct):
 
 
 _written_parts = msgspec.json.Decoder(_WrittenParts)
+_NOTHING_WRITTEN = _WrittenParts()
+_AS_WRITTEN = frozenset(_WrittenParts.__struct_fields__)
 
 
 def parse_line(line: bytes, where: str, defaults: LineDefaults) -> Job:
@@ -167,10 +168,6 @@ def build_job(checked: CheckedLine, line: bytes, *, job_id: str, where: str, def
     )
 
 
-_NOTHING_WRITTEN = _WrittenParts()
-_AS_WRITTEN = frozenset(_WrittenParts.__struct_fields__)
-
-
 def _batch_request(fields: dict[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
     check_known_fields(fields, BATCH_RULES, form="Batch line")
     if not fields.keys() >= _BATCH_NEEDS:
@@ -198,9 +195,8 @@ def _short_request(fields: dict[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
     if "model" in fields:
         body = {"model": fields["model"], "messages": messages}
     if "params" in fields:
-        params = fields["params"]
-        check_fields(params, PARAM_RULES, path="params.")
-        body |= params
+        check_params(fields["params"])
+        body |= fields["params"]
     if "schema" in fields and "response_format" not in body:
         answer = {"name": "answer", "schema": fields["schema"]}
         body["response_format"] = {"type": "json_schema", "json_schema": answer}

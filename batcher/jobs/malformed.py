@@ -27,7 +27,7 @@ def explain(line: bytes, error: orjson.JSONDecodeError) -> str:
 def _explain_bytes(line: bytes) -> str | None:
     nul = line.find(b"\0")
     if nul >= 0:
-        return f"{line.count(0)} NUL bytes from byte {nul} on: a sign of a crash while the file was written"
+        return f"NUL bytes ({line.count(0)}) from byte {nul} on: a sign of a crash while the file was written"
     if line.startswith(BOM):
         return "a byte order mark is allowed only at the very start of a file"
     try:

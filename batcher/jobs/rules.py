@@ -38,16 +38,21 @@ def check_known_fields(fields: Mapping[str, Any], rules: Rules, *, form: str) ->
             raise wrong(name, value, rule)
 
 
-def check_fields(fields: Mapping[str, Any], rules: Rules, *, path: str) -> None:
-    """Check the fields that have a rule; the others are the provider's business.
+def check_params(params: Mapping[str, Any]) -> None:
+    """Check the well-known parameters of a chat; the others are the provider's business.
 
     Raises:
-        BadLine: names the first field that is wrong.
+        BadLine: names the first parameter that is wrong.
     """
-    for name, value in fields.items():
-        rule = rules.get(name)
+    for name, value in params.items():
+        rule = _PARAM_RULES.get(name)
         if rule is not None and not rule.holds(value):
-            raise wrong(path + name, value, rule)
+            raise wrong(f"params.{name}", value, rule)
+        # By name only: the value may be a secret.
+        if name in _CONNECTION:
+            raise BadLine(f'"params.{name}" cannot stand in a line: {_CONNECTION_HINT}')
+        if name in _BESIDE_PARAMS:
+            raise BadLine(f'"{name}" cannot stand in "params": it stands beside "params"')
 
 
 def wrong(name: str, value: object, rule: Rule) -> BadLine:
@@ -69,7 +74,7 @@ def _unknown_field(name: str, rules: Rules, form: str) -> str:
     if name in _CONNECTION:
         return f'"{name}" cannot stand in a line: {_CONNECTION_HINT}'
     reason = f"unknown field {seen(name)} in a {form}"
-    if form == "short line" and name in PARAM_RULES:
+    if form == "short line" and name in _PARAM_RULES:
         return f'{reason}: put it into "params"'
     if close := difflib.get_close_matches(name, rules, n=1):
         return f'{reason}: did you mean "{close[0]}"?'
@@ -116,10 +121,6 @@ def _is_shallow_object(value: object) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _never(_: object) -> bool:
-    return False
 
 
 TEXT = Rule(_is_text, "a non-empty string")
@@ -173,9 +174,10 @@ SHORT_RULES: Rules = {
 _CONNECTION = frozenset(
     {"base_url", "headers", "extra_headers", "api_key", "extra_query", "extra_body", "timeout", "proxy"}
 )
+_BESIDE_PARAMS = frozenset({"model", "messages", "prompt", "system"})
 _CONNECTION_HINT = "hosts, headers and keys are chosen on the command line or in the configuration"
 
-PARAM_RULES: Rules = {
+_PARAM_RULES: Rules = {
     "temperature": _NUMBER,
     "top_p": _NUMBER,
     "max_completion_tokens": _COUNT,
@@ -186,8 +188,4 @@ PARAM_RULES: Rules = {
         lambda value: value is None or isinstance(value, str) or _is_list_of_text(value),
         "a string or a list of strings",
     ),
-    **dict.fromkeys(
-        ("model", "messages"), Rule(_never, 'no such field in "params": it stands beside "params"')
-    ),
-    **dict.fromkeys(sorted(_CONNECTION), Rule(_never, f"no such field: {_CONNECTION_HINT}")),
 }

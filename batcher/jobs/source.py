@@ -14,9 +14,9 @@ from batcher.jobs.opened import STDIN, OpenedFile, open_file
 MAX_LINE_BYTES = 16_000_000
 MAX_SPOOL_BYTES = 256_000_000_000
 
-_CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18
 # Jobs of one priority stand near each other, so the next lines usually come with the one asked for.
-_READ_AHEAD_BYTES = 1 << 14
+READ_AHEAD_BYTES = 1 << 14
 
 
 class Sources:
@@ -27,11 +27,22 @@ class Sources:
     Args:
         files: in the order of the list; closed with the sources.
         max_line_bytes: longer lines are reported and never held in memory.
+        chunk_bytes: how much is read at once from end to end.
+        read_ahead_bytes: how much is read at once at a known offset.
     """
 
-    def __init__(self, files: Sequence[OpenedFile], *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(
+        self,
+        files: Sequence[OpenedFile],
+        *,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        chunk_bytes: int = CHUNK_BYTES,
+        read_ahead_bytes: int = READ_AHEAD_BYTES,
+    ) -> None:
         self._files = list(files)
         self._max_line_bytes = max_line_bytes
+        self._chunk_bytes = chunk_bytes
+        self._read_ahead_bytes = read_ahead_bytes
         self._bases = [0]
         for file in self._files:
             self._bases.append(self._bases[-1] + file.size)
@@ -82,7 +93,7 @@ class Sources:
             InputMissing: reading failed.
         """
         end = self._ahead.find(b"\n", offset - self._ahead_at) if self._covers(offset) else -1
-        size = _READ_AHEAD_BYTES
+        size = self._read_ahead_bytes
         while end < 0:
             which = self._file_at(offset)
             at = offset - self._bases[which]
@@ -110,7 +121,7 @@ class Sources:
         offset = base + file.start
         unfinished = b""
         skipping = False
-        for chunk in _chunks(file):
+        for chunk in _chunks(file, self._chunk_bytes):
             if skipping:
                 end = chunk.find(b"\n") + 1
                 offset += end or len(chunk)
@@ -176,10 +187,10 @@ def open_sources(
     return Sources(files, max_line_bytes=max_line_bytes)
 
 
-def _chunks(file: OpenedFile) -> Iterator[bytes]:
+def _chunks(file: OpenedFile, chunk_bytes: int) -> Iterator[bytes]:
     at = file.start
     while at < file.size:
-        chunk = _read(file, min(_CHUNK_BYTES, file.size - at), at)
+        chunk = _read(file, min(chunk_bytes, file.size - at), at)
         if not chunk:
             raise BadInput(f"{file.name}: became shorter while it was read: run the command again")
         at += len(chunk)
