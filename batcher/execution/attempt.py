@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from batcher.clock import monotonic
-from batcher.errors import CallError
+from batcher.errors import CallError, RateLimited
 from batcher.events import AttemptFinished, Emit
 from batcher.scheduling.lane import used_tokens_after
 from batcher.scheduling.routing import Route
@@ -83,6 +83,7 @@ class Attempts:
                     error.outcome,
                     used_tokens=used_tokens_after(error),
                     retry_after_s=error.retry_after_s,
+                    refused=isinstance(error, RateLimited),
                 )
                 if error.sent and not error.status:
                     self._journal.unknown(job.id, story.calls, error.code)

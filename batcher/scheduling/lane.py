@@ -12,13 +12,11 @@ from batcher.clock import monotonic
 from batcher.errors import CallError, LaneParked, TooLarge
 from batcher.events import CircuitChanged, Emit, LaneChanged
 from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
+from batcher.limits.pause import Pause
 from batcher.limits.quota import Reservation, TokenQuota
 from batcher.scheduling.pacer import Pacer
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
-
-UNEXPLAINED_429_WAIT_S = 5.0
-LONGEST_UNEXPLAINED_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +48,12 @@ class Permit:
         self._open = True
 
     def settle(
-        self, outcome: Outcome, *, used_tokens: int | None = None, retry_after_s: float | None = None
+        self,
+        outcome: Outcome,
+        *,
+        used_tokens: int | None = None,
+        retry_after_s: float | None = None,
+        refused: bool = False,
     ) -> None:
         """Give the slot back and tell the lane what the attempt brought.
 
@@ -58,6 +61,7 @@ class Permit:
             outcome: what the attempt teaches.
             used_tokens: tokens charged; None keeps the reservation as charged.
             retry_after_s: the pause the provider asked for, if it did.
+            refused: the provider lets nothing through for now (429): the whole lane pauses.
 
         Raises:
             RuntimeError: the permit was settled before.
@@ -65,7 +69,14 @@ class Permit:
         if not self._open:
             raise RuntimeError("a permit is settled exactly once")
         self._open = False
-        self._lane._settle(self._reservation, self._ticket, outcome, used_tokens, retry_after_s)
+        self._lane._settle(
+            self._reservation,
+            self._ticket,
+            outcome,
+            used_tokens=used_tokens,
+            retry_after_s=retry_after_s,
+            refused=refused,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -113,8 +124,7 @@ class Lane:
         self._waiters: list[tuple[int, float, int, _Waiter]] = []  # (-priority, since, number, waiter)
         self._arrivals = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._paused_until = 0.0
-        self._refusals_in_a_row = 0
+        self._pause = Pause()
         self._parked: LaneParked | None = None
         self._sleepers: set[asyncio.Future[None]] = set()
 
@@ -144,7 +154,7 @@ class Lane:
     @property
     def paused_until(self) -> float:
         """The loop time until which the provider asked for a pause; in the past if it did not."""
-        return self._paused_until
+        return self._pause.until
 
     async def permit(self, *, priority: int = 0, since: float = 0.0, tokens: int = 0) -> Permit:
         """Wait until an attempt may start.
@@ -250,8 +260,8 @@ class Lane:
 
     def _free_at(self, tokens: int, now: float) -> float:
         """Return when the best waiter may pass; `inf` where a gate will call back."""
-        if self._paused_until > now:
-            return self._paused_until
+        if self._pause.until > now:
+            return self._pause.until
         if (circuit := self._breaker.free_at(now)) > now:
             return circuit
         if self._quota is not None and (quota := self._quota.free_at(tokens, now)) > now:
@@ -278,8 +288,10 @@ class Lane:
         reservation: Reservation | None,
         ticket: Ticket,
         outcome: Outcome,
+        *,
         used_tokens: int | None,
         retry_after_s: float | None,
+        refused: bool,
     ) -> None:
         now = monotonic()
         self.in_flight -= 1
@@ -290,30 +302,19 @@ class Lane:
         self._tell_circuit(before)
         if outcome is Outcome.SUCCESS:
             self.last_success_at = now
-            self._refusals_in_a_row = 0
-        elif outcome is Outcome.OVERLOADED:
-            self._pause(retry_after_s, now)
+            self._pause.answered()
+        elif refused:
+            self._hold_back(retry_after_s, now)
         self._slots.give_back()
         self._assign()
 
-    def _pause(self, retry_after_s: float | None, now: float) -> None:
-        """Hold all waiters back after a refusal: as long as asked, else 5 s, 10 s, ... 60 s."""
-        if retry_after_s is None:
-            if self._paused_until > now:
-                return  # the same episode: the calls in flight were refused together
-            self._refusals_in_a_row += 1
-            wait = UNEXPLAINED_429_WAIT_S * 2.0 ** (min(self._refusals_in_a_row, 8) - 1)
-            retry_after_s = min(LONGEST_UNEXPLAINED_WAIT_S, wait)
-        elif retry_after_s > min(self._limits.longest_pause_s, self._limits.deadline_at - now):
+    def _hold_back(self, retry_after_s: float | None, now: float) -> None:
+        longest_s = min(self._limits.longest_pause_s, self._limits.deadline_at - now)
+        if retry_after_s is not None and retry_after_s > longest_s:
             reason = f"{self.route}: the provider asks to wait {retry_after_s:.0f} s"
             self.park(reason, resume_in_s=retry_after_s)
-            return
-        until = now + retry_after_s * (1 + 0.1 * random.random()) + 0.05 * random.random()
-        if until > self._paused_until:
-            if self._paused_until <= now:
-                message = f"{self.route}: the provider asks to wait {retry_after_s:.1f} s"
-                self._emit(LaneChanged(route=self.route, message=message))
-            self._paused_until = until
+        elif begun := self._pause.refused(retry_after_s, now, random.random()):
+            self._emit(LaneChanged(route=self.route, message=f"{self.route}: {begun}"))
 
     def _tell_circuit(self, before: Circuit) -> None:
         after = self._breaker.state
