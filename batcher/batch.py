@@ -15,7 +15,7 @@ import orjson
 from batcher.clock import monotonic, utcnow
 from batcher.config import Settings, deadline_in_s
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BadInput, BatcherError, InterruptedRun, OutputError
+from batcher.errors import BadInput, BatcherError, InterruptedRun
 from batcher.events import Emit, Event, JobFinished
 from batcher.jobs.index import JobIndex, OnChanged, index_jobs
 from batcher.jobs.lines import LineDefaults
@@ -24,7 +24,7 @@ from batcher.journal import Journal
 from batcher.lock import OutputLock
 from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
-from batcher.results import ResultWriter, open_output, stream_to
+from batcher.results import ResultWriter, open_output, stream_to, write_whole
 from batcher.resume import done_records, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
@@ -133,7 +133,7 @@ async def run_batch(
         watcher.running(stats, routing, index.queued if spec.limit is None else min(index.queued, spec.limit))
         journal.run_started(spec.run_id, os.getpid(), " ".join(spec.inputs))
         try:
-            await run.run(stop, lambda: stats.reached_provider)
+            await run.run(stop, lambda: "" if stats.reached_provider else stats.last_error)
         except BatcherError as error:
             stop.fail(error)
         counts = _counts(index)
@@ -154,7 +154,7 @@ async def run_batch(
         )
         content = summary(stats, counts, facts)
         if paths is not None:
-            _write_summary(paths.summary, content)
+            write_whole(paths.summary, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
         return content
 
 
@@ -274,17 +274,3 @@ def _resume_at(stop: Stop) -> str | None:
     if stop.resume_in_s is None:
         return None
     return (utcnow() + timedelta(seconds=stop.resume_in_s)).astimezone().isoformat(timespec="minutes")
-
-
-def _write_summary(path: Path, content: dict[str, Any]) -> None:
-    """Replace the summary in one step, so that a reader never sees half of it."""
-    new = path.with_suffix(".new")
-    try:
-        new.unlink(missing_ok=True)
-        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror}; the results themselves are safe") from error

@@ -19,7 +19,7 @@ class JobStarted:
 class AttemptFinished:
     """One HTTP call ended, the `call`-th of its job, counted from 1.
 
-    `code` is "" for an answer; `sent` tells whether it may have been charged.
+    `code` and `message` are "" for an answer; `sent` tells whether it may have been charged.
     """
 
     job_id: str
@@ -27,6 +27,7 @@ class AttemptFinished:
     route: str
     outcome: Outcome
     code: str
+    message: str
     status: int
     latency_s: float
     sent: bool

@@ -9,7 +9,7 @@ from typing import Self
 import click
 
 from batcher.events import CircuitChanged, Event, LaneChanged
-from batcher.observe.progress import Snapshot, duration, for_stderr, watch
+from batcher.observe.progress import Snapshot, for_stderr, watch
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
 from batcher.text.terminal import printable
@@ -89,11 +89,7 @@ class Console:
                 retries=stats.retries,
                 refused_429=stats.refused_429,
                 cost_usd=stats.cost_usd,
-                hindrances=tuple(
-                    f"{lane.route} waits {duration(lane.paused_until - self._loop.time())}"
-                    for lane in lanes
-                    if lane.paused_until > self._loop.time()
-                ),
+                hindrances=tuple(words for lane in lanes if (words := lane.hindrance(self._loop.time()))),
             )
 
         self._watching = asyncio.create_task(watch(take, for_stderr()))

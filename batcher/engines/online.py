@@ -63,12 +63,12 @@ class OnlineRun:
         self._room = room
         self._idle = asyncio.Event()
 
-    async def run(self, stop: Stop, reached: Callable[[], bool]) -> None:
+    async def run(self, stop: Stop, unreached: Callable[[], str]) -> None:
         """Run until every job has a result, is parked, or `stop` ends it; then everything is on disk.
 
         Args:
             stop: how the run is told to end early, and where it leaves why it did.
-            reached: whether any call has reached the provider yet.
+            unreached: why no call has reached the provider yet, "" once one has.
 
         Raises:
             OutputError: results could not be written.
@@ -76,7 +76,7 @@ class OnlineRun:
         committing = asyncio.create_task(self._writer.commit_forever())
         committing.add_done_callback(lambda task: self._writer_ended(task, stop))
         jobs = asyncio.create_task(self._run_jobs(stop))
-        timers = self._set_timers(stop, reached)
+        timers = self._set_timers(stop, unreached)
         try:
             await self._until_done(jobs, stop)
         finally:
@@ -144,16 +144,14 @@ class OnlineRun:
         if not task.cancelled() and isinstance(error := task.exception(), BatcherError):
             stop.fail(error)
 
-    def _set_timers(self, stop: Stop, reached: Callable[[], bool]) -> list[asyncio.TimerHandle]:
+    def _set_timers(self, stop: Stop, unreached: Callable[[], str]) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         limits = self._limits
 
         def give_up_if_unreachable() -> None:
-            if not reached():
-                stop.drain(
-                    StopReason.UNREACHABLE,
-                    f"no call reached the provider for {limits.unreachable_after_s:g} s",
-                )
+            if reason := unreached():
+                seen = f"no call reached the provider for {limits.unreachable_after_s:g} s"
+                stop.drain(StopReason.UNREACHABLE, f"{seen}: {reason}")
 
         timers = [loop.call_at(monotonic() + limits.unreachable_after_s, give_up_if_unreachable)]
         if limits.deadline_at is not None:

@@ -87,7 +87,7 @@ class Attempts:
                 )
                 if error.sent and not error.status:
                     self._journal.unknown(job.id, story.calls, error.code)
-                self._tell(story, error.outcome, error.code, error.status, sent=error.sent)
+                self._tell(story, error.outcome, error=error)
                 raise
             except BaseException:
                 self._journal.unknown(job.id, story.calls, "cancelled")
@@ -95,7 +95,7 @@ class Attempts:
             self._clock(story, sent_at)
             story.attempts += 1
             permit.settle(Outcome.SUCCESS, used_tokens=_counted(reply.usage))
-        self._tell(story, Outcome.SUCCESS, "", reply.status, sent=True, usage=reply.usage)
+        self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply
 
     def _clock(self, story: Story, sent_at: float) -> None:
@@ -106,11 +106,10 @@ class Attempts:
         self,
         story: Story,
         outcome: Outcome,
-        code: str,
-        status: int,
         *,
-        sent: bool,
+        error: CallError | None = None,
         usage: Usage | None = None,
+        status: int = 0,
     ) -> None:
         self._emit(
             AttemptFinished(
@@ -118,10 +117,11 @@ class Attempts:
                 call=story.calls,
                 route=story.model,
                 outcome=outcome,
-                code=code,
-                status=status,
+                code=error.code if error else "",
+                message=str(error) if error else "",
+                status=error.status if error else status,
                 latency_s=story.latency_s,
-                sent=sent,
+                sent=error.sent if error else True,
                 usage=usage,
             )
         )

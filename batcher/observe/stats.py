@@ -82,6 +82,7 @@ class Stats:
     refused_429: int = 0
     maybe_charged: int = 0
     reached_provider: bool = False
+    last_error: str = "no call has ended yet"
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -119,6 +120,7 @@ class Stats:
         self.reached_provider = self.reached_provider or event.sent
         if event.outcome is not Outcome.SUCCESS:
             self.calls_in_vain += 1
+            self.last_error = event.message
             self.call_errors[event.code] += 1
             self.refused_429 += event.status == 429
             self.maybe_charged += event.sent and not event.status

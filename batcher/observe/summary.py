@@ -79,6 +79,8 @@ def summary(stats: Stats, counts: JobCounts, facts: RunFacts) -> dict[str, Any]:
 def one_line(content: dict[str, Any]) -> str:
     """Return the summary as a sentence for the terminal."""
     jobs, calls = content["jobs"], content["calls"]
+    if not jobs["queued"]:
+        return f"nothing to run: {jobs['done_before']} answered and {jobs['failed_before']} failed before"
     parts = [f"{jobs['succeeded']} answered"]
     if jobs["failed"]:
         parts.append(f"{jobs['failed']} failed")

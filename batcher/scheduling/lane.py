@@ -146,15 +146,15 @@ class Lane:
         """Whether an attempt must say how many tokens it may use."""
         return self._quota is not None
 
-    @property
-    def circuit(self) -> Circuit:
-        """The state of the circuit breaker."""
-        return self._breaker.state
-
-    @property
-    def paused_until(self) -> float:
-        """The loop time until which the provider asked for a pause; in the past if it did not."""
-        return self._pause.until
+    def hindrance(self, now: float) -> str:
+        """Return what holds this lane back at `now`, in words, or ""."""
+        if self._parked is not None:
+            return str(self._parked)
+        if self._breaker.state is Circuit.OPEN:
+            return f"{self.route} fails, next try in {max(0.0, self._breaker.free_at(now) - now):.0f} s"
+        if self._pause.until > now:
+            return f"{self.route} pauses for {self._pause.until - now:.0f} s"
+        return ""
 
     async def permit(self, *, priority: int = 0, since: float = 0.0, tokens: int = 0) -> Permit:
         """Wait until an attempt may start.
@@ -266,12 +266,9 @@ class Lane:
             return circuit
         if self._quota is not None and (quota := self._quota.free_at(tokens, now)) > now:
             return quota
-        if not self._slots.free_for(self):
-            return math.inf
-        if self._pacer is not None and not self._pacer.token_in_hand:
-            self._pacer.fetch()
-            return math.inf
-        return now
+        if self._pacer is not None and (paced := self._pacer.free_at(now)) > now:
+            return paced
+        return now if self._slots.free_for(self) else math.inf
 
     def _grant(self, tokens: int, now: float) -> Permit:
         before = self._breaker.state
@@ -280,7 +277,7 @@ class Lane:
         self._slots.take()
         self.in_flight += 1
         if self._pacer is not None:
-            self._pacer.spend()
+            self._pacer.spend(now)
         return Permit(self, self._quota.reserve(tokens, now) if self._quota else None, ticket)
 
     def _settle(
