@@ -1,0 +1,294 @@
+"""What is already done: read from the result files, which are mended first.
+
+Everything here happens before a run writes, while it holds the output's lock. Nothing is ever deleted:
+damaged bytes go to `x.quarantine`, lines that are replaced or stand twice to `x.superseded.jsonl`. Their copy
+is on disk before the original goes, so a crash in between leaves a line in both places, never in none.
+A result file may be another file afterwards (another inode), so its lock must be taken again.
+"""
+
+import contextlib
+import os
+from array import array
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from batcher.clock import utcnow
+from batcher.errors import OutputError
+from batcher.results.files import output_errors, replacement, sync_directory, written_to_disk
+from batcher.results.line import check_crc
+from batcher.types import OutputPaths, output_paths
+
+_LINE_MAX_BYTES = 1 << 26  # several times the largest body; a longer run of zeros is cut, to keep memory flat
+_CHUNK_BYTES = 1 << 20
+
+
+class _About(msgspec.Struct, gc=False):
+    request_sha256: str
+
+
+class _Failure(msgspec.Struct, gc=False):
+    code: str
+
+
+class _Line(msgspec.Struct, gc=False):
+    """The part of a result line that tells whose it is."""
+
+    id: str
+    custom_id: str
+    error: _Failure | None
+    batcher: _About
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+class Scan:
+    """One forward pass over a result or error file: iterate it once, to the end.
+
+    It yields `(id, request_sha256, ok)` of each intact line, in the order of the file; memory stays flat. A
+    file that is not there has no lines. The pass ends with `OutputError` if batcher did not write the file:
+    no line is intact, and the first one is an object of another make.
+
+    Attributes:
+        size: bytes read so far.
+        good_end: where the last intact line ends.
+        unterminated: whether the last intact line lacks its newline.
+        bad: the byte ranges `(start, end)` that are no intact line, neighbours joined.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = 0
+        self.good_end = 0
+        self.unterminated = False
+        self.bad: list[tuple[int, int]] = []
+
+    @property
+    def bad_bytes(self) -> int:
+        """How many bytes belong to no intact line."""
+        return sum(end - start for start, end in self.bad)
+
+    def __iter__(self) -> Iterator[tuple[str, str, bool]]:
+        foreign = False
+        for raw, line in _pieces(self._path):
+            start = self.size
+            self.size += len(raw)
+            if line is not None:
+                self.good_end = self.size
+                self.unterminated = not raw.endswith(b"\n")
+                yield line.custom_id, line.batcher.request_sha256, line.error is None
+                continue
+            foreign = foreign or (start == 0 and _is_foreign(raw))
+            if self.bad and self.bad[-1][1] == start:
+                start = self.bad.pop()[0]
+            self.bad.append((start, self.size))
+        if foreign and not self.good_end:
+            raise OutputError(
+                f"{self._path}:1: this line has no crc32, so batcher did not write the file and leaves it "
+                "alone; name another output with -o, or move the file away"
+            )
+
+
+def done_records(paths: OutputPaths) -> Iterator[tuple[str, str, bool]]:
+    """Yield `(id, request_sha256, ok)` of all jobs that have a result, answers first.
+
+    Raises:
+        OutputError: a file cannot be read, or was not written by batcher.
+    """
+    with output_errors(paths.results):
+        for path in (paths.results, paths.errors):
+            yield from Scan(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairReport:
+    """What `repair` had to do; all zero for files that were whole."""
+
+    quarantined_bytes: int
+    repeated_lines: int
+
+
+def repair(paths: OutputPaths) -> RepairReport:
+    """Leave only intact lines in the output, and each id once over both files.
+
+    If an id stands more than once, its first answer stays, or its first failure where there is no answer.
+
+    Raises:
+        OutputError: a file cannot be mended, or was not written by batcher.
+    """
+    ids = _Census()
+    quarantined_bytes = 0
+    with output_errors(paths.results):
+        for path in (paths.results, paths.errors, paths.superseded):
+            scan = Scan(path)
+            for job_id, _, _ in scan:
+                if path != paths.superseded:
+                    ids.add(job_id)
+            _mend(path, scan, paths.quarantine)
+            quarantined_bytes += scan.bad_bytes
+        repeated = ids.repeated()
+        repeated_lines = _drop_repeated(paths, repeated) if repeated else 0
+    return RepairReport(quarantined_bytes=quarantined_bytes, repeated_lines=repeated_lines)
+
+
+def supersede(paths: OutputPaths, is_replaced: Callable[[str], bool]) -> int:
+    """Move the lines whose id `is_replaced` to `x.superseded.jsonl`; return how many lines moved.
+
+    The files must have been repaired. A line that a crash left in both places is not moved twice.
+
+    Raises:
+        OutputError: a file cannot be read or written.
+    """
+
+    def leaves(_: int, line: _Line | None) -> bool:
+        return line is not None and is_replaced(line.custom_id)
+
+    moved = 0
+    with output_errors(paths.results):
+        already = _line_ids(paths.superseded)
+        for path in (paths.results, paths.errors):
+            if any(leaves(0, line) for _, line in _pieces(path)):
+                moved += _move_pieces(path, leaves, paths.superseded, already)
+    return moved
+
+
+def set_aside(paths: OutputPaths) -> list[Path]:
+    """Give all files of the output names with the time in them, and return the new names.
+
+    Raises:
+        OutputError: a file cannot be renamed.
+    """
+    stamp = f"{paths.results.stem}.{utcnow():%Y%m%dT%H%M%SZ}"
+    with output_errors(paths.results):
+        there = [path for path in _movable(paths) if os.path.lexists(path)]
+        stem, again = stamp, 1
+        while any(map(os.path.lexists, _movable(output_paths(paths.results.with_stem(stem))))):
+            again += 1
+            stem = f"{stamp}-{again}"
+        aside = dict(zip(_movable(paths), _movable(output_paths(paths.results.with_stem(stem))), strict=True))
+        for path in there:
+            path.rename(aside[path])
+        if there:
+            sync_directory(paths.results.parent)
+    return [aside[path] for path in there]
+
+
+def _movable(paths: OutputPaths) -> tuple[Path, ...]:
+    # The answers go last: a run that is killed in between has lost sight of none of them.
+    return paths.journal, paths.summary, paths.superseded, paths.quarantine, paths.errors, paths.results
+
+
+class _Census:
+    """Finds ids that were added twice, at 8 bytes an id."""
+
+    def __init__(self) -> None:
+        self._hashes = [array("q") for _ in range(256)]
+
+    def add(self, job_id: str) -> None:
+        number = hash(job_id)
+        self._hashes[number & 255].append(number)
+
+    def repeated(self) -> set[int]:
+        """Return the hashes that occur more than once, nearly always those of equal ids."""
+        found: set[int] = set()
+        for numbers in self._hashes:
+            if len(seen := set(numbers)) < len(numbers):
+                found.update(number for number in seen if numbers.count(number) > 1)
+        return found
+
+
+def _pieces(path: Path) -> Iterator[tuple[bytes, _Line | None]]:
+    """Cut a file at its newlines; what is not an intact line comes with None."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=_CHUNK_BYTES) as file:
+        while raw := file.readline(_LINE_MAX_BYTES):
+            yield raw, _intact(raw)
+
+
+def _intact(raw: bytes) -> _Line | None:
+    if not check_crc(raw):
+        return None
+    try:
+        return _decode_line(raw)
+    except (ValueError, RecursionError):  # bad UTF-8 is a ValueError as well
+        return None
+
+
+def _is_foreign(first_line: bytes) -> bool:
+    try:
+        value = msgspec.json.decode(first_line)
+    except (ValueError, RecursionError):
+        return False
+    about = value.get("batcher") if isinstance(value, dict) else {"crc32": 0}
+    return not isinstance(about, dict) or "crc32" not in about
+
+
+def _mend(path: Path, scan: Scan, quarantine: Path) -> None:
+    if not scan.bad:
+        if scan.unterminated:
+            with written_to_disk(path, os.O_APPEND) as file:
+                file.write(b"\n")
+    elif (start := scan.bad[0][0]) < scan.good_end:
+        _move_pieces(path, lambda _, line: line is None, quarantine)
+    else:
+        with path.open("rb") as damaged, written_to_disk(quarantine, os.O_APPEND) as kept:
+            damaged.seek(start)
+            while chunk := damaged.read(_CHUNK_BYTES):
+                kept.write(chunk)
+        sync_directory(path.parent)
+        with written_to_disk(path, os.O_APPEND) as file:
+            file.truncate(start)
+
+
+def _drop_repeated(paths: OutputPaths, repeated: Set[int]) -> int:
+    stays: dict[str, tuple[Path, int, bool]] = {}
+    goes: dict[Path, set[int]] = {paths.results: set(), paths.errors: set()}
+    for path in goes:
+        offset = 0
+        for raw, line in _pieces(path):
+            if line is not None and hash(line.custom_id) in repeated:
+                loser = this = (path, offset, line.error is None)
+                first = stays.setdefault(line.custom_id, this)
+                if this[2] and not first[2]:
+                    stays[line.custom_id], loser = this, first
+                if loser is not stays[line.custom_id]:
+                    goes[loser[0]].add(loser[1])
+            offset += len(raw)
+    already = _line_ids(paths.superseded)
+    for path, offsets in goes.items():
+        if offsets:
+            _move_pieces(path, _standing_at(offsets), paths.superseded, already)
+    return sum(map(len, goes.values()))
+
+
+def _standing_at(offsets: Set[int]) -> Callable[[int, _Line | None], bool]:
+    return lambda offset, _: offset in offsets
+
+
+def _line_ids(path: Path) -> set[str]:
+    return {line.id for _, line in _pieces(path) if line is not None}
+
+
+def _move_pieces(
+    path: Path,
+    leaves: Callable[[int, _Line | None], bool],
+    aside: Path,
+    already: Set[str] = frozenset(),
+) -> int:
+    """Move what `leaves(offset, line)` to the end of `aside`, but for line ids that are `already` there."""
+    moved = offset = 0
+    with replacement(path) as kept:
+        with written_to_disk(aside, os.O_APPEND) as gone:
+            for raw, line in _pieces(path):
+                whole = raw if line is None or raw.endswith(b"\n") else raw + b"\n"
+                if not leaves(offset, line):
+                    kept.write(whole)
+                else:
+                    moved += 1
+                    if line is None or line.id not in already:
+                        gone.write(whole)
+                offset += len(raw)
+        sync_directory(path.parent)
+    return moved
