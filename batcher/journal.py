@@ -1,0 +1,113 @@
+"""The truth about calls: which were sent, which may have been charged, how far the output is safe."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from batcher.clock import utcnow
+from batcher.errors import OutputError
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Journal:
+    """Appends one JSON object a line: `event`, `at` (seconds since 1970, UTC), and what the event says.
+
+    Each record is one `write` without a sync: it survives the process, not a power cut. The journal is
+    never needed to know what is done, only to know what a call may have cost.
+
+    Raises:
+        OutputError: the journal cannot be opened, or, from every method, cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(path, _FLAGS, 0o600)
+            size = os.fstat(self._fd).st_size
+            if size and os.pread(self._fd, 1, size - 1) != b"\n":
+                # A torn record of a killed run would swallow the first one of this run.
+                os.write(self._fd, b"\n")
+            directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            self.close()
+            raise self._error(exc) from exc
+
+    def run_started(self, run_id: str, pid: int, argv_summary: str) -> None:
+        """Open a run."""
+        self._write({"event": "run_started", "run_id": run_id, "pid": pid, "argv": argv_summary})
+
+    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
+        """Say that the first byte of a call is about to go out."""
+        self._write(
+            {
+                "event": "sent",
+                "id": job_id,
+                "request_sha256": request_sha256,
+                "attempt": attempt,
+                "model": model,
+            }
+        )
+
+    def unknown(self, job_id: str, attempt: int, code: str) -> None:
+        """Say that a call ended without an answer and may have been charged."""
+        self._write({"event": "unknown", "id": job_id, "attempt": attempt, "code": code})
+
+    def committed(self, results_bytes: int, errors_bytes: int) -> None:
+        """Say how many bytes of the result file and the error file are safe on disk."""
+        self._write({"event": "committed", "results_bytes": results_bytes, "errors_bytes": errors_bytes})
+
+    def run_ended(self, exit_code: int) -> None:
+        """Close a run."""
+        self._write({"event": "run_ended", "exit_code": exit_code})
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, record: dict[str, str | int | float]) -> None:
+        record["at"] = utcnow().timestamp()
+        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):
+                # A full disk shows first as a short write. A torn record would swallow the next one.
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as exc:
+            raise self._error(exc) from exc
+
+    def _error(self, exc: OSError) -> OutputError:
+        return OutputError(f"{self._path}: {exc.strerror}; mend that and run the same command again")
+
+
+def read_journal(path: Path) -> Iterator[dict[str, object]]:
+    """Yield the records of the journal at `path`, none if there is no such file; torn lines are skipped.
+
+    Raises:
+        OutputError: the file is there and cannot be read.
+    """
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    record = orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise OutputError(f"{path}: {exc.strerror}; mend that and run the same command again") from exc

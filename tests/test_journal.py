@@ -1,0 +1,105 @@
+import os
+import resource
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher.errors import OutputError
+from batcher.journal import Journal, read_journal
+
+
+def without_time(path: Path) -> list[dict[str, object]]:
+    records = list(read_journal(path))
+    assert all(isinstance(record.pop("at"), float) for record in records)
+    return records
+
+
+def fill(journal: Journal) -> None:
+    for _ in range(100):
+        journal.committed(1, 2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "x.journal"
+
+
+def test_what_is_written_is_there_at_once(path: Path) -> None:
+    journal = Journal(path)
+    journal.run_started("r1", 42, "run jobs.jsonl")
+    journal.sent("é", "ab" * 32, 1, "m")
+    journal.unknown("é", 1, "timeout")
+    journal.committed(100, 0)
+    journal.run_ended(75)
+    assert without_time(path) == [
+        {"event": "run_started", "run_id": "r1", "pid": 42, "argv": "run jobs.jsonl"},
+        {"event": "sent", "id": "é", "request_sha256": "ab" * 32, "attempt": 1, "model": "m"},
+        {"event": "unknown", "id": "é", "attempt": 1, "code": "timeout"},
+        {"event": "committed", "results_bytes": 100, "errors_bytes": 0},
+        {"event": "run_ended", "exit_code": 75},
+    ]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    journal.close()
+    journal.close()
+
+
+def test_no_journal_has_no_records(path: Path) -> None:
+    assert list(read_journal(path)) == []
+
+
+@given(cut=st.integers(0, 10_000), junk=st.binary(max_size=30))
+def test_a_torn_journal_is_read_and_continued(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, junk: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "x.journal"
+    first = Journal(path)
+    for number in range(4):
+        first.committed(number, 0)
+    first.close()
+    whole = path.read_bytes()
+    torn = whole[: cut % (len(whole) + 1)]
+    path.write_bytes(torn + b"\x01" + junk)
+    second = Journal(path)
+    second.run_ended(0)
+    second.close()
+    read = without_time(path)
+    assert [record["results_bytes"] for record in read[:-1]] == list(range(torn.count(b"\n")))
+    assert read[-1] == {"event": "run_ended", "exit_code": 0}
+
+
+def test_a_full_disk_tears_no_record(path: Path) -> None:
+    journal = Journal(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"x\.journal: No space"):
+            fill(journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    journal.run_ended(74)
+    journal.close()
+    records = without_time(path)
+    assert len(records) > 5
+    assert records[-1] == {"event": "run_ended", "exit_code": 74}
+    assert path.read_bytes().count(b"\n") == len(records)
+
+
+def test_a_journal_that_cannot_be_kept_is_an_output_error(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"x\.journal: Is a directory"):
+        Journal(path)
+    with pytest.raises(OutputError, match=r"x\.journal: Is a directory"):
+        list(read_journal(path))
+    journal = Journal(path.parent / "y.journal")
+    journal.close()
+    with pytest.raises(OutputError, match=r"y\.journal: Bad file descriptor"):
+        journal.run_ended(0)
+
+
+def test_a_run_without_files_can_journal_to_nowhere() -> None:
+    journal = Journal(Path(os.devnull))
+    journal.sent("a", "b", 1, "m")
+    journal.close()
