@@ -407,6 +407,30 @@ async def test_a_file_changed_by_others_ends_the_run(paths: OutputPaths, side: s
     assert committed.ids == ["before", "before too"]
 
 
+async def test_a_failing_journal_ends_the_run(paths: OutputPaths) -> None:
+    def failing_journal(_results: int, _errors: int) -> None:
+        raise OutputError("x.journal: full")
+
+    committed = Committed()
+    writer = ResultWriter(
+        *open_output(paths),
+        on_committed=committed,
+        journal=failing_journal,
+        durable=False,
+        max_backlog_bytes=0,
+    )
+    with running(writer) as task:
+        writer.append(made())
+        with pytest.raises(OutputError, match="full"):
+            await task
+        writer.append(made(job_id="too late"))
+        await writer.room()
+    with pytest.raises(OutputError, match="full"):
+        await writer.aclose()
+    assert committed.ids == ["row-1"]
+    assert ids_in(paths.results) == ["row-1"]
+
+
 @pytest.mark.real_loop
 async def test_closing_commits_everything_even_when_cancelled(
     paths: OutputPaths, monkeypatch: pytest.MonkeyPatch

@@ -258,7 +258,11 @@ class ResultWriter:
             self._committed_bytes = appended_bytes
             self._on_committed(batch)
             if self._journal is not None:
-                self._journal(*sizes)
+                try:
+                    self._journal(*sizes)
+                except OutputError as exc:
+                    self._failure = exc
+                    raise
 
     async def _make_safe(self) -> None:
         """Bring to disk, or down the stream, what there is; what goes wrong is left in `_failure`."""
