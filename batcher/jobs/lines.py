@@ -122,8 +122,6 @@ def check_line(line: bytes, defaults: LineDefaults) -> CheckedLine:
     else:
         endpoint, body = _batch_request(fields)
         name = fields.get("custom_id", "")
-    if body.get("stream"):
-        raise BadLine('"stream" cannot be used: a result is one line; leave it out')
     body, model = _fill(endpoint, body, defaults)
     try:
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
