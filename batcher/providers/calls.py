@@ -43,21 +43,22 @@ class Calls:
             self._urls[request.endpoint], self._headers, request.body, timeout_s=timeout_s
         )
         if 200 <= status < 300:
-            return parse_reply(request.endpoint, status, headers, self._blotted(body), dialect=self._dialect)
+            return parse_reply(request.endpoint, status, headers, self.blotted(body), dialect=self._dialect)
         raise self.failure(status, headers, body)
 
     async def get(self, url: str, *, timeout_s: float) -> HttpReply:
         """Fetch `url` for a control-plane call; raises as `Provider.models` does."""
         reply = await self._pool.get(url, self._headers, timeout_s=timeout_s)
         if 200 <= reply.status < 300:
-            return reply
+            return reply._replace(body=self.blotted(reply.body))
         raise self.failure(*reply)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
         """Say what a reply means that is not 2xx, without the key wherever the reply repeats it."""
-        return classify(status, headers, self._blotted(body), dialect=self._dialect)
+        return classify(status, headers, self.blotted(body), dialect=self._dialect)
 
-    def _blotted(self, body: bytes) -> bytes:
+    def blotted(self, body: bytes) -> bytes:
+        """Blot out the key in a reply's body."""
         if self._key is not None and self._key in body:
             return body.replace(self._key, b"***")
         return body

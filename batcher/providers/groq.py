@@ -75,7 +75,7 @@ class Groq:
         async with self._throttle:
             try:
                 reply = await self._client.models.with_raw_response.list()
-                return parse_models(reply.status_code, reply.headers, await reply.read())
+                return parse_models(reply.status_code, reply.headers, self._calls.blotted(await reply.read()))
             except APIStatusError as error:
                 failed = error.response
                 raise self._calls.failure(failed.status_code, failed.headers, failed.content) from None

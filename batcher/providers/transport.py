@@ -1,5 +1,6 @@
 """The one pool of connections, behind one small verb: bytes in; status, headers, bytes or a fault out."""
 
+import asyncio
 import errno
 import os
 import re
@@ -56,6 +57,7 @@ _LOCAL_ERRNOS = {
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _TARGET = re.compile(r"for url \((https?://[^/)\s]+)")
 _TLS = re.compile(r"certificate|fatal alert|corrupt message|peer is incompatible|peer misbehaved")
+_LETTING_GO_S = 0.02
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -130,6 +132,9 @@ class Pool:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.close()
+        # The client's own thread may still be letting go of Python objects, and the process aborts if the
+        # interpreter ends meanwhile.
+        await asyncio.sleep(_LETTING_GO_S)
 
     async def _call(self, builder: RequestBuilder, timeout_s: float) -> HttpReply:
         request = builder.timeout(timedelta(seconds=max(timeout_s, 0.0))).build_streamed()

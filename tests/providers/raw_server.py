@@ -49,13 +49,12 @@ Talk = Callable[[Connection], Awaitable[None]]
 
 
 class RawServer:
-    """What the test may ask afterwards: requests seen, connections accepted."""
+    """Where it listens, and how many connections it accepted (after the TLS handshake, if any)."""
 
     def __init__(self, port: int, scheme: str) -> None:
         self.port = port
         self.url = f"{scheme}://127.0.0.1:{port}"
         self.connections = 0
-        self.requests: list[bytes] = []
 
 
 @asynccontextmanager

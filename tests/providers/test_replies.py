@@ -25,7 +25,11 @@ def chat(message: object, **more: Any) -> dict[str, Any]:
 
 
 def test_an_answer_keeps_its_bytes_and_tells_what_a_run_needs() -> None:
-    body = b'{ "model":"m1",\n "choices":[{"message":{"content":"hi","role":"assistant"},"finish_reason":"stop"}],"usage":{"prompt_tokens":10,"completion_tokens":20,"prompt_tokens_details":{"cached_tokens":4},"completion_tokens_details":{"reasoning_tokens":5}}}'  # noqa: E501 - byte for byte
+    body = (
+        b'{ "model":"m1",\n "choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":10,"completion_tokens":20,"prompt_tokens_details":{"cached_tokens":4},'
+        b'"completion_tokens_details":{"reasoning_tokens":5}}}'
+    )
     headers = {
         "x-request-id": "req_1",
         "x-ratelimit-limit-tokens": "6000",
