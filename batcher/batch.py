@@ -3,8 +3,8 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
@@ -100,13 +100,15 @@ async def run_batch(
     ends_in_s = deadline_in_s(settings.deadline, started_at) if settings.deadline else None
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(open_provider(settings, environ, simulate=spec.simulate))
-        paths = stack.enter_context(_output(spec))
+        lock, paths = _claim(spec, stack)
         index_began_at = monotonic()
         index = await asyncio.to_thread(_index, spec, settings, paths, stop, watcher)
         stack.callback(index.close)
         _refuse_unusable(index, spec)
-        if paths is not None:
-            supersede(paths, index.is_replaced)
+        replaced = 0
+        if lock is not None and paths is not None and index.replaces:
+            replaced = supersede(paths, index.is_replaced)
+            lock.relock()
         run_began_at = monotonic()
 
         stats = Stats()
@@ -130,14 +132,21 @@ async def run_batch(
             ends_in_s=ends_in_s,
             room=watcher.room,
         )
-        watcher.running(stats, routing, index.queued if spec.limit is None else min(index.queued, spec.limit))
-        journal.run_started(spec.run_id, os.getpid(), " ".join(spec.inputs))
+        wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
+        watcher.running(stats, routing, wanted)
+        journal.run_started(
+            spec.run_id,
+            os.getpid(),
+            " ".join(spec.inputs),
+            queued=wanted,
+            results_before=index.earlier_results - replaced,
+        )
         try:
             await run.run(stop, lambda: "" if stats.reached_provider else stats.last_error)
         except BatcherError as error:
             stop.fail(error)
         counts = _counts(index)
-        exit_code = _exit_code(stop, stats, counts, limit=spec.limit)
+        exit_code = _exit_code(stop, stats, counts, wanted)
         journal.run_ended(exit_code)
         facts = RunFacts(
             run_id=spec.run_id,
@@ -158,20 +167,18 @@ async def run_batch(
         return content
 
 
-@contextmanager
-def _output(spec: RunSpec) -> Iterator[OutputPaths | None]:
-    """Claim the output for this run and bring what earlier runs left into order."""
+def _claim(spec: RunSpec, stack: AsyncExitStack) -> tuple[OutputLock | None, OutputPaths | None]:
+    """Claim the output for this run and bring what earlier runs left into order; a stream needs neither."""
     if spec.out is None:
-        yield None
-        return
+        return None, None
     paths = output_paths(spec.out)
-    with OutputLock(paths, run_id=spec.run_id) as lock:
-        if spec.fresh:
-            set_aside(paths)
-        else:
-            repair(paths)
-        lock.relock()
-        yield paths
+    lock = stack.enter_context(OutputLock(paths, run_id=spec.run_id))
+    if spec.fresh:
+        set_aside(paths)
+    else:
+        repair(paths)
+    lock.relock()
+    return lock, paths
 
 
 def _index(
@@ -260,9 +267,8 @@ def _counts(index: JobIndex) -> JobCounts:
     )
 
 
-def _exit_code(stop: Stop, stats: Stats, counts: JobCounts, *, limit: int | None) -> int:
+def _exit_code(stop: Stop, stats: Stats, counts: JobCounts, wanted: int) -> int:
     """Return the code of PRODUCT's table: the strongest reason to stop, else whether all have an answer."""
-    wanted = counts.queued if limit is None else min(limit, counts.queued)
     # A signal or a deadline that came with the last result kept nobody from finishing.
     harmless = stop.reason is StopReason.INTERRUPTED and stats.finished >= wanted
     if stop.reason is not None and not harmless:

@@ -8,9 +8,7 @@ from pathlib import Path
 import orjson
 
 from batcher.clock import utcnow
-from batcher.errors import OutputError
-
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
 
 
 class Journal:
@@ -26,25 +24,27 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(path, _FLAGS, 0o600)
+        with output_errors(path):
+            make_directory(path.parent)
+            self._fd = open_private(path, os.O_RDWR | os.O_APPEND)
             size = os.fstat(self._fd).st_size
             if size and os.pread(self._fd, 1, size - 1) != b"\n":
                 # A torn record of a killed run would swallow the first one of this run.
                 os.write(self._fd, b"\n")
-            directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        except OSError as exc:
-            self.close()
-            raise self._error(exc) from exc
+            sync_directory(path.parent)
 
-    def run_started(self, run_id: str, pid: int, argv_summary: str) -> None:
-        """Open a run."""
-        self._write({"event": "run_started", "run_id": run_id, "pid": pid, "argv": argv_summary})
+    def run_started(self, run_id: str, pid: int, inputs: str, *, queued: int, results_before: int) -> None:
+        """Open a run that has `queued` jobs to do and finds `results_before` result lines."""
+        self._write(
+            {
+                "event": "run_started",
+                "run_id": run_id,
+                "pid": pid,
+                "inputs": inputs,
+                "queued": queued,
+                "results_before": results_before,
+            }
+        )
 
     def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
         """Say that the first byte of a call is about to go out."""
@@ -86,10 +86,7 @@ class Journal:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as exc:
-            raise self._error(exc) from exc
-
-    def _error(self, exc: OSError) -> OutputError:
-        return OutputError(f"{self._path}: {exc.strerror}; mend that and run the same command again")
+            raise output_error(self._path, exc) from exc
 
 
 def read_journal(path: Path) -> Iterator[dict[str, object]]:
@@ -110,4 +107,4 @@ def read_journal(path: Path) -> Iterator[dict[str, object]]:
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise OutputError(f"{path}: {exc.strerror}; mend that and run the same command again") from exc
+        raise output_error(path, exc) from exc

@@ -11,7 +11,7 @@ import orjson
 
 from batcher.clock import utcnow
 from batcher.errors import LockHeld, OutputError
-from batcher.results.files import make_directory, open_private, output_errors
+from batcher.results.files import make_directory, open_private, output_error, output_errors
 from batcher.types import OutputPaths
 
 _REPLACED_MAX = 20
@@ -123,3 +123,27 @@ def _stands_at(path: Path, fd: int) -> bool:
         return os.path.samestat(os.fstat(fd), os.lstat(path))
     except FileNotFoundError:
         return False
+
+
+def holder(paths: OutputPaths) -> dict[str, object] | None:
+    """Return pid, host, start and run id of the run that holds an output, None if none does.
+
+    Raises:
+        OutputError: the lock file is there and cannot be read.
+    """
+    try:
+        with paths.lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                signature = file.read(_HOLDER_MAX_BYTES)
+            else:
+                return None
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise output_error(paths.lock, exc) from exc
+    with contextlib.suppress(orjson.JSONDecodeError):
+        if isinstance(said := orjson.loads(signature), dict):
+            return said
+    return {}

@@ -156,14 +156,14 @@ def supersede(paths: OutputPaths, is_replaced: Callable[[str], bool]) -> int:
 
 
 def set_aside(paths: OutputPaths) -> list[Path]:
-    """Give all files of the output names with the time in them, and return the new names.
+    """Give all files of the output that hold something names with the time in them; return the new names.
 
     Raises:
         OutputError: a file cannot be renamed.
     """
     stamp = f"{paths.results.stem}.{utcnow():%Y%m%dT%H%M%SZ}"
     with output_errors(paths.results):
-        there = [path for path in _movable(paths) if os.path.lexists(path)]
+        there = [path for path in _movable(paths) if os.path.lexists(path) and path.lstat().st_size]
         stem, again = stamp, 1
         while any(map(os.path.lexists, _movable(output_paths(paths.results.with_stem(stem))))):
             again += 1

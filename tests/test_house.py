@@ -17,8 +17,8 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"events"},
     {"limits", "text", "pricing"},
-    {"results", "journal"},
-    {"providers", "jobs", "resume", "lock", "observe"},
+    {"results"},
+    {"providers", "jobs", "resume", "journal", "lock", "observe"},
     {"scheduling"},
     {"execution"},
     {"engines"},
@@ -33,7 +33,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"groq", "pyreqwest", "httpx", "rich", "uvloop", "jsonschema", "genai_prices", "zstandard", "aiohttp"}
 HEAVY |= {"ray", "redis", "prometheus_client", "matplotlib"}
 # Modules that are themselves only imported when their package is needed.
-LATE = {"providers/transport.py", "providers/groq.py", "providers/failures_of_transport.py"}
+LATE = {"providers/transport.py", "providers/groq.py"}
 
 
 def room_of(path: Path) -> str:

@@ -29,13 +29,20 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_there_at_once(path: Path) -> None:
     journal = Journal(path)
-    journal.run_started("r1", 42, "run jobs.jsonl")
+    journal.run_started("r1", 42, "jobs.jsonl", queued=7, results_before=3)
     journal.sent("é", "ab" * 32, 1, "m")
     journal.unknown("é", 1, "timeout")
     journal.committed(100, 0)
     journal.run_ended(75)
     assert without_time(path) == [
-        {"event": "run_started", "run_id": "r1", "pid": 42, "argv": "run jobs.jsonl"},
+        {
+            "event": "run_started",
+            "run_id": "r1",
+            "pid": 42,
+            "inputs": "jobs.jsonl",
+            "queued": 7,
+            "results_before": 3,
+        },
         {"event": "sent", "id": "é", "request_sha256": "ab" * 32, "attempt": 1, "model": "m"},
         {"event": "unknown", "id": "é", "attempt": 1, "code": "timeout"},
         {"event": "committed", "results_bytes": 100, "errors_bytes": 0},

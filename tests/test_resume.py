@@ -276,7 +276,8 @@ def test_a_fresh_start_deletes_nothing(paths: OutputPaths) -> None:
 
 def test_names_of_what_is_set_aside_belong_together(paths: OutputPaths) -> None:
     paths.results.write_bytes(A)
-    paths.errors.write_bytes(b"")
+    paths.errors.write_bytes(B)
+    paths.summary.write_bytes(b"")
     moved = {path.name for path in set_aside(paths)}
     stem = min(moved, key=len).removesuffix(".jsonl")
     assert moved == {f"{stem}.jsonl", f"{stem}.errors.jsonl"}

@@ -107,6 +107,7 @@ class _Pass:
 
     def remember(self, job_id: str, request_sha256: str, ok: bool) -> None:
         """Note a result of an earlier run."""
+        self._index.earlier_results += 1
         self._table.set(hash_id(job_id), hash_request(request_sha256) | (0 if ok else _FAILED))
 
     def take(self, offset: int, number: int, line: bytes) -> None:

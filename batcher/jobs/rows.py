@@ -20,6 +20,8 @@ class JobIndex:
     A row takes 26 bytes: offset, line number, fingerprint of id and request, prefix group, place in its lane.
 
     Attributes:
+        earlier_results: results of earlier runs, whether or not a line asks for them.
+        replaces: whether a row replaces one of them.
         skipped_done: lines whose request has an answer already.
         skipped_failed: lines whose request failed in an earlier run.
         duplicates: lines equal to an earlier one in id and request.
@@ -40,6 +42,8 @@ class JobIndex:
         self._ordinals: dict[int, int] = {}
         self._lanes: dict[str, LaneOrder] = {}
         self._replaced = Fingerprints()
+        self.replaces = False
+        self.earlier_results = 0
         self.skipped_done = 0
         self.skipped_failed = 0
         self.duplicates = 0
@@ -109,6 +113,7 @@ class JobIndex:
 
     def mark_replaced(self, id_hash: int) -> None:
         """Note that a row replaces an earlier result."""
+        self.replaces = True
         self._replaced.add(id_hash, 0)
 
     def close(self) -> None:

@@ -1,0 +1,33 @@
+"""`batcher status`: where a run stands."""
+
+from pathlib import Path
+
+import click
+
+from batcher.cli.command import Command
+
+EXAMPLES = """
+batcher status results/jobs.jsonl          also while the run goes on
+batcher status results/jobs.jsonl --json   for scripts
+"""
+
+
+@click.command(cls=Command, examples=EXAMPLES)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(out: Path, as_json: bool) -> None:
+    """Show how many jobs of the result file OUT are answered, failed and pending, and who works on it."""
+    import orjson  # noqa: PLC0415 - --help stays quick
+
+    from batcher.errors import InputMissing  # noqa: PLC0415
+    from batcher.journal import read_journal  # noqa: PLC0415
+    from batcher.lock import holder  # noqa: PLC0415
+    from batcher.observe.standing import in_words, standing  # noqa: PLC0415
+    from batcher.text.terminal import printable  # noqa: PLC0415
+    from batcher.types import output_paths  # noqa: PLC0415
+
+    if not out.is_file():
+        raise InputMissing(f"{out}: no such result file; name the OUT of a run, such as results/jobs.jsonl")
+    paths = output_paths(out)
+    content = standing(paths, holder(paths), read_journal(paths.journal))
+    click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2) if as_json else printable(in_words(content)))
