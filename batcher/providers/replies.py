@@ -10,6 +10,9 @@ from batcher.providers.limit_headers import Dialect, rate_limits
 from batcher.providers.streams import gather
 from batcher.types import Endpoint, ModelInfo, Reply, Usage
 
+_SPARE_LAYERS = 100
+"""A result line and its readers add a few layers around a body; so many must still be parsed."""
+
 _MOST_TOKENS = 1_000_000_000
 """No call takes as many: a count above it is a fault of the provider's bookkeeping."""
 
@@ -37,6 +40,8 @@ def parse_reply(
         raise no_answer(status, headers, body, "it is not JSON") from None
     if type(answer) is not dict:
         raise no_answer(status, headers, body, "it is JSON, but not an object")
+    if _too_deep(body):
+        raise no_answer(status, headers, body, "it is nested too deep to be read back from a result line")
     if error := answer.get("error"):
         raise classify_error_object(error, status, headers, body, dialect=dialect)
     try:
@@ -53,6 +58,17 @@ def parse_reply(
         usage=_usage(answer.get("usage")),
         limits=rate_limits(headers, dialect),
     )
+
+
+def _too_deep(body: bytes) -> bool:
+    """Tell whether the body would be beyond a parser's depth once it stands inside a result line."""
+    if body.count(b"{") + body.count(b"[") < _SPARE_LAYERS:
+        return False
+    try:
+        orjson.loads(b"[" * _SPARE_LAYERS + body + b"]" * _SPARE_LAYERS)
+    except orjson.JSONDecodeError:
+        return True
+    return False
 
 
 def parse_models(status: int, headers: Mapping[str, str], body: bytes) -> list[ModelInfo]:

@@ -216,3 +216,14 @@ def test_a_model_list() -> None:
 def test_what_is_no_model_list(body: bytes) -> None:
     with pytest.raises(BadReply):
         parse_models(200, {}, body)
+
+
+@pytest.mark.parametrize(("layers", "readable"), [(500, True), (980, False)])
+def test_a_body_too_deep_for_a_result_line_is_no_answer(layers: int, readable: bool) -> None:
+    deep = b"[" * layers + b"]" * layers
+    body = b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"extra":' + deep + b"}"
+    if readable:
+        assert parse_reply("/v1/chat/completions", 200, {}, body).text == "x"
+    else:
+        with pytest.raises(BadReply, match="too deep"):
+            parse_reply("/v1/chat/completions", 200, {}, body)
