@@ -8,9 +8,10 @@ from pyreqwest.exceptions import PyreqwestError
 
 from batcher.errors import CallError, ConnectionLost
 from batcher.providers.calls import Calls
+from batcher.providers.faults import fault_of
 from batcher.providers.keys import Secret
 from batcher.providers.replies import parse_models
-from batcher.providers.transport import ACCEPT_ENCODING, Pool, fault_of
+from batcher.providers.transport import ACCEPT_ENCODING, Pool
 from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
 
 BASE_URL = "https://api.groq.com"

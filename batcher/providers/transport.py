@@ -1,9 +1,6 @@
 """The one pool of connections, behind one small verb: bytes in; status, headers, bytes or a fault out."""
 
 import asyncio
-import errno
-import os
-import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,51 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyreqwest.client import Client, ClientBuilder
-
-# The Rust side imports this module when it first raises, and where no descriptor is left for that, the whole
-# process aborts: so it is loaded here, while there still are some.
-from pyreqwest.exceptions import (
-    BodyDecodeError,
-    BuilderError,
-    DecodeError,
-    DetailedPyreqwestError,
-    PoolTimeoutError,
-    PyreqwestError,
-    RequestTimeoutError,
-)
+from pyreqwest.exceptions import BuilderError, PyreqwestError
 from pyreqwest.http import HeaderMap
 from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.request import RequestBuilder
 from pyreqwest.response import Response
 
-from batcher.errors import (
-    AttemptTimeout,
-    BadReply,
-    CallError,
-    ConfigError,
-    ConnectFailed,
-    ConnectionLost,
-    InvalidRequest,
-    LocalFault,
-)
-from batcher.providers.failures import no_answer, scrub
+from batcher.errors import BadReply, ConfigError
+from batcher.providers.failures import no_answer
+from batcher.providers.faults import fault_of
 
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 
 ACCEPT_ENCODING = "gzip, identity"
 """What `Pool` can decode under a cap, and so what its callers may ask for."""
 
-_LOCAL_ERRNOS = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOBUFS,
-    errno.EADDRNOTAVAIL,
-    errno.ENETDOWN,
-}
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_TARGET = re.compile(r"for url \((https?://[^/)\s]+)")
-_TLS = re.compile(r"certificate|fatal alert|corrupt message|peer is incompatible|peer misbehaved")
 _LETTING_GO_S = 0.02
 _GZIP = 16 + zlib.MAX_WBITS
 
@@ -171,7 +138,7 @@ class Pool:
 
     def _decoded(self, body: bytes, encoding: str, status: int, headers: Mapping[str, str]) -> bytes:
         if encoding.lower() not in ("gzip", "x-gzip"):
-            raise no_answer(status, headers, b"", f"it is encoded as {encoding!r}, which was not asked for")
+            raise no_answer(status, headers, b"", f"it is encoded as {encoding[:40]!r}, unasked for")
         inflater = zlib.decompressobj(_GZIP)
         try:
             decoded = inflater.decompress(body, self._settings.max_body_bytes + 1)
@@ -186,65 +153,6 @@ class Pool:
     def _too_large(self, status: int, headers: Mapping[str, str]) -> BadReply:
         reason = f"it is larger than {self._settings.max_body_bytes} bytes"
         return no_answer(status, headers, b"", reason, code="body_too_large")
-
-
-def fault_of(error: PyreqwestError) -> CallError:
-    """Say what a call that broke means, by its class and its chain of causes."""
-    causes = _causes(error)
-    chain = "\n".join(causes)
-    reason = scrub(causes[-1] if causes else error.message)
-    connecting = "(Connect)" in chain
-    number = _OS_ERROR.search(chain)
-    if number and int(number[1]) in _LOCAL_ERRNOS:
-        return LocalFault(
-            f"this machine is short of something: {reason}", code="local_fault", sent=not connecting
-        )
-    if connecting:
-        return _connect_failed(error, chain, reason)
-    match error:
-        case PoolTimeoutError():
-            return AttemptTimeout("the time was up before a connection was free", code="timeout", sent=False)
-        case RequestTimeoutError():
-            return AttemptTimeout("the time was up before the whole answer had come", code="timeout")
-        case BuilderError():
-            return InvalidRequest(f"no request can be made of it: {reason}", code="bad_request", sent=False)
-        case DecodeError() if not isinstance(error, BodyDecodeError):
-            return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")
-    return ConnectionLost(
-        f"the connection broke before the whole answer had come: {reason}", code="connection_lost"
-    )
-
-
-def _causes(error: PyreqwestError) -> list[str]:
-    details = error.details["causes"] if isinstance(error, DetailedPyreqwestError) else None
-    return [cause["message"] for cause in details or ()]
-
-
-def _connect_failed(error: PyreqwestError, chain: str, reason: str) -> CallError:
-    code, what = "connect_failed", "cannot connect"
-    if "resolving" in chain:
-        if _out_of_descriptors():
-            # The resolver reads files, and says "unknown host" when it cannot open them.
-            return LocalFault("this machine has no file descriptor left", code="local_fault", sent=False)
-        code, what = "dns_failed", "cannot find the host"
-    elif isinstance(error, RequestTimeoutError):
-        code = "connect_timeout"
-    elif "tunnel" in chain or "socks" in chain:
-        code, what = "proxy_failed", "the proxy does not connect"
-    elif _TLS.search(chain):
-        code, what = "tls", "the certificate or the TLS handshake is not accepted"
-        reason += "; check the address and this machine's clock, or name your own authority with ca_file"
-    target = _TARGET.search(chain)
-    place = f" ({target[1]})" if target else ""
-    return ConnectFailed(f"{what}{place}: {reason}", code=code, sent=False)
-
-
-def _out_of_descriptors() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in _LOCAL_ERRNOS
-    return False
 
 
 def _plain(headers: HeaderMap) -> dict[str, str]:

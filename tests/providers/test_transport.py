@@ -1,61 +1,22 @@
-"""Every way in which HTTP can break is one of our errors, and tells whether the request had been sent."""
+"""The pool takes what HTTP allows, under caps and deadlines, and leaves nothing behind."""
 
 import asyncio
-import datetime
 import gzip
 import resource
-import ssl
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import trustme
-from pyreqwest.exceptions import BuilderError, ClientClosedError, ConnectError, RequestPanicError
+from pool_calls import CAP, call, certificate, fault
 from raw_server import Connection, Talk, answering, http, raw_server
 
-from batcher.errors import (
-    AttemptTimeout,
-    BadReply,
-    CallError,
-    ConfigError,
-    ConnectFailed,
-    ConnectionLost,
-    InvalidRequest,
-    LocalFault,
-)
-from batcher.providers.transport import HttpReply, Pool, PoolSettings, fault_of
+from batcher.errors import AttemptTimeout, BadReply, ConfigError, ConnectFailed, ConnectionLost
+from batcher.providers.transport import Pool, PoolSettings
 
 pytestmark = pytest.mark.real_loop
 
-CAP = 100_000
 OK = http(b"{}")
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-
-
-async def call(url: str, *, timeout_s: float = 5.0, **settings: Any) -> HttpReply:
-    pool = Pool(PoolSettings(connect_timeout_s=0.5, max_body_bytes=CAP, **settings))
-    try:
-        return await pool.post(f"{url}/v1/x", {"x-a": "b"}, b'{"a":1}', timeout_s=timeout_s)
-    finally:
-        await pool.aclose()
-
-
-async def fault(url: str, kind: type[CallError], **settings: Any) -> CallError:
-    with pytest.raises(kind) as caught:
-        await call(url, **settings)
-    assert type(caught.value) is kind
-    return caught.value
-
-
-async def stalls(connection: Connection) -> None:
-    await connection.gone()
-
-
-async def resets(connection: Connection) -> None:
-    connection.reset()
 
 
 async def trickles(connection: Connection) -> None:
@@ -75,88 +36,6 @@ def flood(head: bytes, written: list[int]) -> Talk:
             await connection.send(b"\0" * 65_536)
 
     return talk
-
-
-@pytest.mark.parametrize(
-    ("url", "code"),
-    [("http://127.0.0.1:9", "connect_failed"), ("http://nobody.invalid", "dns_failed")],
-)
-async def test_no_connection_costs_nothing(url: str, code: str) -> None:
-    error = await fault(url, ConnectFailed)
-    assert (error.code, error.sent, error.status) == (code, False, 0)
-    assert f"({url})" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("talk", "code"), [(stalls, "connect_timeout"), (resets, "connect_failed")], ids=["stall", "reset"]
-)
-async def test_a_broken_tls_handshake_costs_nothing(talk: Talk, code: str) -> None:
-    async with raw_server(talk) as server:
-        error = await fault(server.url.replace("http", "https"), ConnectFailed)
-    assert (error.code, error.sent) == (code, False)
-
-
-@pytest.mark.parametrize(
-    "talk",
-    [
-        answering(b""),
-        answering(b"", then="reset"),
-        answering(b"HTTP/1.1 200 OK\r\ncontent-"),
-        answering(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc"),
-        answering(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nabc", then="reset"),
-        answering(CHUNKED + b"10\r\nabc"),
-        answering(CHUNKED + b"3\r\nabc\r\n"),
-        answering(CHUNKED + b"zz\r\nabc\r\n"),
-    ],
-    ids=[
-        "close-before-head",
-        "reset-before-head",
-        "close-in-head",
-        "close-in-body",
-        "reset-in-body",
-        "cut-chunk",
-        "no-last-chunk",
-        "illegal-chunk",
-    ],
-)
-async def test_a_connection_that_breaks_after_sending_may_have_cost(talk: Talk) -> None:
-    async with raw_server(talk) as server:
-        error = await fault(server.url, ConnectionLost)
-        assert server.connections == 1
-    assert (error.code, error.sent) == ("connection_lost", True)
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"\x16\x03\x01 what\r\n\r\n",
-        b"<html>an old server</html>",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"HTTP/1.1 99 Odd\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
-        http(b"{}", "x-a: a\0b"),
-        http(b"{}", "x-a: a\rb"),
-        http(b"{}", "x-a: " + "a" * 600_000),
-        http(b"{}", *[f"x-{number}: a" for number in range(10_000)]),
-    ],
-    ids=[
-        "tls",
-        "http09",
-        "http2",
-        "status",
-        "negative",
-        "two-lengths",
-        "nul",
-        "cr",
-        "600kB-head",
-        "10000-headers",
-    ],
-)
-async def test_what_is_not_http_is_a_bad_reply(reply: bytes) -> None:
-    async with raw_server(answering(reply)) as server:
-        error = await fault(server.url, BadReply)
-    assert (error.code, error.sent) == ("bad_http", True)
 
 
 @pytest.mark.parametrize(
@@ -325,28 +204,6 @@ async def test_a_configured_proxy_gets_everything() -> None:
     assert "hunter2" not in str(error)
 
 
-def certificate(case: str) -> tuple[ssl.SSLContext, bytes]:
-    authority = trustme.CA()
-    host = "elsewhere.example" if case == "wrong-host" else "127.0.0.1"
-    expiry = datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC) if case == "expired" else None
-    begin = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(host, not_before=begin, not_after=expiry).configure_cert(context)
-    unrelated = trustme.CA().cert_pem.bytes()
-    return context, unrelated + (b"" if case == "unknown" else authority.cert_pem.bytes())
-
-
-@pytest.mark.parametrize("case", ["unknown", "wrong-host", "expired"])
-async def test_a_certificate_that_is_not_accepted(case: str, tmp_path: Path) -> None:
-    context, pem = certificate(case)
-    (tmp_path / "ca.pem").write_bytes(pem)
-    async with raw_server(answering(OK), tls=context) as server:
-        error = await fault(server.url, ConnectFailed, ca_file=tmp_path / "ca.pem")
-        assert server.connections == 0
-    assert (error.code, error.sent) == ("tls", False)
-    assert "ca_file" in str(error)
-
-
 async def test_ca_file_may_hold_several_authorities(tmp_path: Path) -> None:
     context, pem = certificate("good")
     (tmp_path / "ca.pem").write_bytes(pem)
@@ -368,62 +225,3 @@ def test_a_proxy_that_cannot_be_used_is_not_repeated() -> None:
     with pytest.raises(ConfigError, match="proxy cannot") as caught:
         Pool(PoolSettings(proxy="user:hunter2@nowhere:port"))
     assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [(23, LocalFault), (24, LocalFault), (99, LocalFault), (105, LocalFault), (111, ConnectFailed)],
-)
-def test_a_shortage_of_this_machine_is_no_fault_of_the_provider(number: int, kind: type[CallError]) -> None:
-    causes = ["client error (Connect)", "tcp open error", f"No luck (os error {number})"]
-    error = fault_of(ConnectError("connection error", {"causes": [{"message": cause} for cause in causes]}))
-    assert (type(error), error.sent) == (kind, False)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (RequestPanicError("panic", {"causes": None}), ConnectionLost),
-        (ClientClosedError("Client was closed", {"causes": None}), ConnectionLost),
-        (BuilderError("builder error", {"causes": []}), InvalidRequest),
-    ],
-)
-def test_faults_that_no_server_makes(error: BuilderError | ClientClosedError, kind: type[CallError]) -> None:
-    assert type(fault_of(error)) is kind
-
-
-OUT_OF_DESCRIPTORS = """
-import asyncio, os, resource
-from batcher.errors import LocalFault
-from batcher.providers.transport import Pool, PoolSettings
-
-async def main():
-    pool = Pool(PoolSettings())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    held = []
-    try:
-        while True:
-            held.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        pass
-    faults = []
-    for url in ("http://127.0.0.1:9", "http://nobody.invalid"):
-        try:
-            await pool.post(url, [], b"", timeout_s=5)
-        except LocalFault as error:
-            faults.append(error)
-    for number in held:
-        os.close(number)
-    await pool.aclose()
-    print([(error.code, error.sent) for error in faults])
-
-asyncio.run(main())
-"""
-
-
-def test_without_file_descriptors_the_process_lives_and_blames_this_machine() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", OUT_OF_DESCRIPTORS], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == "[('local_fault', False), ('local_fault', False)]"
