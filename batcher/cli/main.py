@@ -70,6 +70,21 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(_run(args))
 
 
+def command() -> None:
+    """Be the installed command: `main`, and then an end without the interpreter's own clearing up.
+
+    pyreqwest's thread may still hand a result to an interpreter that is going away, which aborts the
+    process (SIGABRT) after a run that went well. Everything is closed and flushed by then.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+
+
 def _run(args: list[str] | None) -> int:
     try:
         code: Any = cli.main(args, prog_name="batcher", standalone_mode=False)
@@ -106,4 +121,4 @@ def _leave_stdout_alone() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()
