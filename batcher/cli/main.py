@@ -97,8 +97,10 @@ def _run(args: list[str] | None) -> int:
     except BatcherError as error:
         _say(f"batcher: {error}")
         return error.exit_code
-    except BrokenPipeError:
+    except OSError as error:
         _leave_stdout_alone()
+        if not isinstance(error, BrokenPipeError):
+            _say(f"batcher: {error.filename or 'the output'}: {error.strerror}; check the disk")
         return 74
     except Exception as error:
         _say(f"batcher: this is a bug: {type(error).__name__}: {error}")
