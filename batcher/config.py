@@ -5,12 +5,13 @@ variables along with the flags.)
 """
 
 import difflib
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import fields
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 import yaml
@@ -25,9 +26,12 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 MAX_FILE_BYTES = 1024 * 1024
+_LONGEST_S = 30 * 86400
 _DURATIONS = ("timeout", "grace", "connect_timeout")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_CHOICES = {"provider": get_args(ProviderName), "log_level": get_args(LogLevel)}
+_VARIABLE = re.compile(r"(?!gsk_)[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,9 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rpm: Positive | None = None
     tpm: Positive | None = None
     concurrency: Positive = 64
-    timeout: Annotated[float, msgspec.Meta(gt=0)] = 300.0
-    connect_timeout: Annotated[float, msgspec.Meta(gt=0)] = 10.0
-    grace: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 300.0
+    connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 10.0
+    grace: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 60.0
     deadline: str | None = None
     retry: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
@@ -97,21 +101,33 @@ def load_settings(file: Path | None, overrides: Mapping[str, object]) -> Setting
     Raises:
         ConfigError: a value or a key makes no sense; the message says where and what would.
     """
-    place = str(file) if file else "the options"
-    values = {} if file is None else _read_yaml(file)
-    _check_names(values, place)
-    values |= {name: value for name, value in overrides.items() if value is not None}
-    for name in _DURATIONS:
-        if isinstance(text := values.get(name), str):
-            values[name] = duration_s(text, name)
-    if isinstance(values.get("deadline"), (int, float, datetime)):
-        values["deadline"] = str(values["deadline"])
+    layers = [] if file is None else [(str(file), _read_yaml(file))]
+    layers.append(("the options", {name: value for name, value in overrides.items() if value is not None}))
+    merged: dict[str, Any] = {}
+    for place, values in layers:
+        # Each layer by itself, so that a message names the place where the value stands.
+        merged |= _understood(values, place)
+    settings = msgspec.convert(merged, Settings, strict=True)
+    if settings.provider == "openai-compatible" and not settings.base_url:
+        raise ConfigError("provider openai-compatible needs base_url, e.g. http://localhost:8000/v1")
+    return settings
+
+
+def _understood(values: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return the values of one place with durations in seconds, once they all make sense."""
     try:
-        settings = msgspec.convert(values, Settings, strict=True)
+        _check_names(values)
+        for name in _DURATIONS:
+            if isinstance(text := values.get(name), str):
+                values[name] = duration_s(text, name)
+        if isinstance(deadline := values.get("deadline"), int | float | date):
+            values["deadline"] = str(deadline)
+        _check_values(msgspec.convert(values, Settings, strict=True))
     except msgspec.ValidationError as error:
         raise ConfigError(f"{place}: {_in_words(error)}") from None
-    _check_together(settings, place)
-    return settings
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    return values
 
 
 def duration_s(text: str, name: str) -> float:
@@ -137,12 +153,12 @@ def deadline_in_s(text: str, now: datetime) -> float:
     if _DURATION.fullmatch(text.strip()):
         return duration_s(text, "deadline")
     try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        moment = datetime.fromisoformat(text.strip()).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ConfigError(
             f"deadline: {text!r} is neither a duration (90, 15m, 2h) nor an ISO time (2026-12-24T18:00)"
         ) from None
-    return (moment.astimezone(UTC) - now).total_seconds()
+    return (moment - now).total_seconds()
 
 
 def shown(settings: Settings) -> str:
@@ -152,7 +168,7 @@ def shown(settings: Settings) -> str:
     values["api_key_env"] = settings.key_variable
     for name in ("proxy", "base_url"):
         if values[name]:
-            values[name] = re.sub(r"//[^/@]*@", "//***@", values[name])
+            values[name] = re.sub(r"//.*@", "//***@", values[name])
     text: str = yaml.safe_dump(values, sort_keys=False)
     return text
 
@@ -181,7 +197,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
-def _check_names(values: dict[str, Any], place: str) -> None:
+def _check_names(values: dict[str, Any]) -> None:
     """Refuse names that are not known, in the sections, too: a typo must not pass for a setting."""
     sections = [("", values, list(Settings.__struct_fields__))]
     for name, policy in (("retry", RetryPolicy), ("breaker", BreakerPolicy)):
@@ -195,20 +211,35 @@ def _check_names(values: dict[str, Any], place: str) -> None:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                raise ConfigError(f"{place}: unknown key {prefix + str(name)!r}; {hint}")
+                raise ConfigError(f"unknown key {prefix + str(name)!r}; {hint}")
 
 
 def _in_words(error: msgspec.ValidationError) -> str:
     """Turn `Expected `int`, got `str` - at `$.rpm`` into `rpm: expected int, got str`."""
     what, _, where = str(error).replace("`", "").partition(" - at $.")
     what = what[:1].lower() + what[1:]
+    if where in _CHOICES:
+        what += f"; expected {' or '.join(_CHOICES[where])}"
     return f"{where}: {what}" if where else what
 
 
-def _check_together(settings: Settings, place: str) -> None:
+def _check_values(settings: Settings) -> None:
     if settings.deadline is not None:
         deadline_in_s(settings.deadline, datetime.now(UTC))
-    if settings.provider == "openai-compatible" and not settings.base_url:
-        raise ConfigError(
-            f"{place}: provider openai-compatible needs base_url, e.g. http://localhost:8000/v1"
-        )
+    if settings.api_key_env is not None and not _VARIABLE.fullmatch(settings.api_key_env):
+        # Whatever stands there may be the key, so it is not shown.
+        raise ConfigError("api_key_env: expected the name of a variable, such as GROQ_API_KEY, not a key")
+    for name, value, lowest in _numbers(settings):
+        if not lowest <= value < math.inf:
+            raise ConfigError(f"{name}: expected a number from {lowest} on, got {value}")
+
+
+def _numbers(settings: Settings) -> Iterator[tuple[str, float, int]]:
+    """Yield name, value and lower bound of each number in the sections."""
+    for section, policy in (("retry", settings.retry), ("breaker", settings.breaker)):
+        for name, value in asdict(policy).items():
+            yield f"{section}.{name}", value, 1 if isinstance(value, int) else 0
+    for model, price in settings.prices.items():
+        for name, value in asdict(price).items():
+            if value is not None:
+                yield f"prices.{model}.{name}", value, 0
