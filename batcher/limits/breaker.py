@@ -23,7 +23,7 @@ class BreakerPolicy:
 
     It opens when `failures_in_a_row` attempts failed, or `failure_rate` of at least `minimum_volume`
     attempts in `window_s`. The k-th opening in a row lasts `first_wait_s * 2^k`, at most `longest_wait_s`,
-    times 0.8 to 1.2. Then one probe goes out, then 2, 4, 8 at once; `successes_to_close` close it.
+    times 0.8 to 1.2. Then one probe goes out, after n good ones 2 n at once; `successes_to_close` close it.
     """
 
     window_s: float = 60.0

@@ -1,8 +1,6 @@
 """The run's concurrency: one count of calls in flight, shared by all lanes."""
 
-import heapq
-from collections.abc import Callable
-from itertools import count
+import math
 from typing import Protocol
 
 
@@ -25,21 +23,16 @@ class RunSlots:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
-        self._waiting: list[tuple[tuple[int, float], int, SlotTaker]] = []
-        self._queued: set[SlotTaker] = set()
-        self._order: Callable[[], int] = count().__next__
+        self._waiting: dict[SlotTaker, None] = {}  # a set that keeps its order
 
     def __repr__(self) -> str:
-        return f"<RunSlots {self.taken}/{self.limit} lanes waiting={len(self._queued)}>"
+        return f"<RunSlots {self.taken}/{self.limit} lanes waiting={len(self._waiting)}>"
 
     def free_for(self, lane: SlotTaker) -> bool:
         """Return whether a call may start; if not, `lane` is told as soon as one may."""
         if self.taken < self.limit:
             return True
-        wanted = lane.wants_slot()
-        if wanted is not None and lane not in self._queued:
-            self._queued.add(lane)
-            heapq.heappush(self._waiting, (wanted, self._order(), lane))
+        self._waiting[lane] = None
         return False
 
     def take(self) -> None:
@@ -50,10 +43,11 @@ class RunSlots:
         """Count one call less, and offer the slot to the lane whose best waiter is first in order."""
         self.taken -= 1
         while self._waiting and self.taken < self.limit:
-            _, order, lane = heapq.heappop(self._waiting)
-            wanted = lane.wants_slot()
-            if wanted is not None and self._waiting and wanted > self._waiting[0][0]:
-                heapq.heappush(self._waiting, (wanted, order, lane))  # its best waiter has gone meanwhile
-                continue
-            self._queued.discard(lane)
+            # Waiters come and go while their lane waits, so the order is found when it is needed.
+            lane = min(self._waiting, key=_order)
+            del self._waiting[lane]
             lane.slot_free()
+
+
+def _order(lane: SlotTaker) -> tuple[float, float]:
+    return lane.wants_slot() or (math.inf, math.inf)

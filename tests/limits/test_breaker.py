@@ -1,0 +1,211 @@
+"""The breaker lets nothing through while it is open, probes with care, and always finds its way back."""
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
+from batcher.types import Outcome
+
+S, O, F, I = Outcome.SUCCESS, Outcome.OVERLOADED, Outcome.FAILED, Outcome.IGNORED  # noqa: E741 - a table's columns
+POLICY = BreakerPolicy()
+
+
+def breaker(policy: BreakerPolicy = POLICY) -> CircuitBreaker:
+    return CircuitBreaker(policy, random=lambda: 0.5)  # waits exactly first_wait_s * 2^k
+
+
+@dataclass
+class Out:
+    """An attempt under way, and the era of the breaker in which it was let through."""
+
+    ticket: Ticket
+    era: int
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """Attempts start, end late or never, and time passes; a model of a few numbers keeps watch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = BreakerPolicy(failures_in_a_row=3, minimum_volume=6, successes_to_close=4)
+        self.breaker = CircuitBreaker(self.policy, random=Random(1).random)
+        self.now = 1000.5
+        self.out: list[Out] = []
+        self.era = 0
+        self.openings = 0
+        self.successes = 0
+        self.open_from = self.open_to = 0.0
+
+    def follow(self, before: Circuit, *, wait_s: float = 0.0) -> None:
+        """Keep the model in step with a change of state, and check that it is a legal one."""
+        after = self.breaker.state
+        if after is before:
+            return
+        self.era += 1
+        self.successes = 0
+        if after is Circuit.OPEN:
+            wait = min(self.policy.longest_wait_s, self.policy.first_wait_s * 2**self.openings)
+            self.open_from = self.now + max(wait_s, 0.8 * wait)
+            self.open_to = self.now + max(wait_s, 1.2 * wait)
+            self.openings += 1
+        elif after is Circuit.HALF_OPEN:
+            assert before is Circuit.OPEN
+        else:
+            assert before is Circuit.HALF_OPEN
+            self.openings = max(0, self.openings - 1)
+
+    @rule(seconds=st.floats(0, 400))
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def advance_to_the_moment_it_names(self) -> None:
+        free_at = self.breaker.free_at(self.now)
+        if free_at < math.inf:
+            self.now = free_at
+
+    @precondition(lambda self: self.breaker.free_at(self.now) == self.now)
+    @rule()
+    def grant(self) -> None:
+        before = self.breaker.state
+        ticket = self.breaker.grant(self.now)
+        self.follow(before)
+        assert self.breaker.state is not Circuit.OPEN
+        assert ticket.probe == (self.breaker.state is Circuit.HALF_OPEN)
+        self.out.append(Out(ticket, self.era))
+
+    @precondition(lambda self: self.out)
+    @rule(
+        which=st.integers(0, 99), outcome=st.sampled_from([S, O, F, F, I]), wait_s=st.sampled_from([0, 700])
+    )
+    def settle(self, which: int, outcome: Outcome, wait_s: float) -> None:
+        attempt = self.out.pop(which % len(self.out))
+        before, looks = self.breaker.state, repr(self.breaker)
+        self.breaker.settle(attempt.ticket, outcome, self.now, wait_s=wait_s)
+        if attempt.era != self.era:
+            assert repr(self.breaker) == looks, "a late answer changed something"
+            return
+        self.successes += attempt.ticket.probe and outcome in {S, O}
+        if attempt.ticket.probe and outcome is F:
+            assert self.breaker.state is Circuit.OPEN
+        self.follow(before, wait_s=wait_s)
+
+    @invariant()
+    def nothing_passes_before_its_time(self) -> None:
+        free_at = self.breaker.free_at(self.now)
+        assert free_at >= self.now
+        if self.breaker.state is Circuit.OPEN:
+            assert free_at >= self.open_from - 1e-9
+            assert free_at <= max(self.now, self.open_to + 1e-9)
+
+    @invariant()
+    def probes_come_one_by_one_at_first(self) -> None:
+        if self.breaker.state is not Circuit.HALF_OPEN:
+            return
+        probes = sum(attempt.era == self.era for attempt in self.out)
+        most = max(1, 2 * self.successes)
+        assert probes <= most
+        assert (self.breaker.free_at(self.now) == self.now) == (probes < most), "a probe is lost"
+
+    def teardown(self) -> None:
+        """Whatever has happened: once the provider answers, all is well after a few calls."""
+        for attempt in self.out:
+            before = self.breaker.state
+            self.breaker.settle(attempt.ticket, I, self.now)
+            assert self.breaker.state is before
+        for _ in range(self.policy.successes_to_close):
+            self.now = self.breaker.free_at(self.now)
+            assert self.now < math.inf
+            self.breaker.settle(self.breaker.grant(self.now), S, self.now)
+        assert self.breaker.state is Circuit.CLOSED
+
+
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        pytest.param([F] * 9, Circuit.CLOSED, id="nine in a row"),
+        pytest.param([F] * 10, Circuit.OPEN, id="ten in a row"),
+        pytest.param([F] * 9 + [S] + [F] * 9, Circuit.CLOSED, id="a success between, few attempts"),
+        pytest.param([S, F] * 10, Circuit.OPEN, id="half of twenty"),
+        pytest.param([S, S, F] * 20, Circuit.CLOSED, id="a third of many"),
+        pytest.param(
+            [S, F] * 9 + [O] * 9 + [I] * 9, Circuit.CLOSED, id="429s and faults of ours say nothing"
+        ),
+        pytest.param([O] * 100, Circuit.CLOSED, id="nothing but 429s"),
+    ],
+)
+def test_what_opens_a_circuit(outcomes: list[Outcome], state: Circuit) -> None:
+    circuit = breaker()
+    for outcome in outcomes:
+        assert circuit.free_at(5.0) == 5.0
+        circuit.settle(circuit.grant(5.0), outcome, 5.0)
+    assert circuit.state is state
+
+
+def test_failures_older_than_the_window_are_forgotten() -> None:
+    circuit = breaker()
+    for number in range(100):
+        now = number * 7.0  # at most 9 attempts in any minute
+        circuit.settle(circuit.grant(now), F if number % 2 else S, now)
+    assert circuit.state is Circuit.CLOSED
+    assert repr(circuit) == "<CircuitBreaker closed 5/9 probes=0>"
+
+
+def fail_open(circuit: CircuitBreaker, now: float) -> None:
+    for _ in range(POLICY.failures_in_a_row):
+        circuit.settle(circuit.grant(now), F, now)
+
+
+def test_each_failed_probe_doubles_the_wait_up_to_five_minutes() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    now, waits = 0.0, []
+    for _ in range(40):
+        free_at = circuit.free_at(now)
+        waits.append(free_at - now)
+        now = free_at
+        circuit.settle(circuit.grant(now), F, now)
+    assert waits[:7] == pytest.approx([5, 10, 20, 40, 80, 160, 300])
+    assert waits[7:] == pytest.approx([300] * 33)
+
+
+def test_a_failing_provider_that_names_a_longer_wait_gets_it() -> None:
+    circuit = breaker()
+    for _ in range(POLICY.failures_in_a_row):
+        circuit.settle(circuit.grant(0.0), F, 0.0, wait_s=42.0)
+    assert circuit.free_at(0.0) == 42.0
+
+
+def test_recovery_is_one_probe_then_two_four_and_more_until_it_closes() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    allowed = []
+    while circuit.state is not Circuit.CLOSED:
+        wave: list[Ticket] = []
+        while circuit.free_at(10.0) == 10.0 and len(wave) < 99:
+            wave.append(circuit.grant(10.0))
+        allowed.append(len(wave))
+        for ticket in wave:
+            circuit.settle(ticket, S, 10.0)
+    assert allowed == [1, 2, 6]
+
+
+def test_probes_that_bring_no_news_are_replaced() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    for _ in range(20):
+        assert circuit.free_at(10.0) == 10.0
+        probe = circuit.grant(10.0)
+        assert circuit.free_at(10.0) == math.inf
+        circuit.settle(probe, I, 10.0)
+    assert circuit.state is Circuit.HALF_OPEN
