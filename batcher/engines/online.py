@@ -75,8 +75,10 @@ class OnlineRun:
         """
         committing = asyncio.create_task(self._writer.commit_forever())
         committing.add_done_callback(lambda task: self._writer_ended(task, stop))
-        jobs = asyncio.create_task(self._run_jobs(stop))
         timers = self._set_timers(stop, unreached)
+        if stop.draining.is_set():
+            self._routing.park(stop.message)  # before the first job, so that nothing is sent
+        jobs = asyncio.create_task(self._run_jobs(stop))
         try:
             await self._until_done(jobs, stop)
         finally:
@@ -128,8 +130,8 @@ class OnlineRun:
             stop.drain(StopReason.INTERRUPTED, str(parked[0]), resume_in_s=min(waits) if waits else None)
 
     async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
-        result = await self._execute(job)
         try:
+            result = await self._execute(job)
             if result is not None:
                 self._writer.append(result)
                 await self._writer.room()
@@ -153,11 +155,13 @@ class OnlineRun:
                 seen = f"no call reached the provider for {limits.unreachable_after_s:g} s"
                 stop.drain(StopReason.UNREACHABLE, f"{seen}: {reason}")
 
+        def end_at_deadline() -> None:
+            stop.drain(StopReason.INTERRUPTED, "the run's deadline has passed")
+
         timers = [loop.call_at(monotonic() + limits.unreachable_after_s, give_up_if_unreachable)]
         if limits.deadline_at is not None:
-            timers.append(
-                loop.call_at(
-                    limits.deadline_at, stop.drain, StopReason.INTERRUPTED, "the run's deadline has passed"
-                )
-            )
+            if limits.deadline_at <= monotonic():
+                end_at_deadline()
+            else:
+                timers.append(loop.call_at(limits.deadline_at, end_at_deadline))
         return timers

@@ -11,6 +11,7 @@ class StopReason(IntEnum):
 
     BUG = 70
     OUTPUT = 74
+    INPUT = 66
     CONFIG = 78
     KEYS_REFUSED = 77
     FORCED_INT = 130
