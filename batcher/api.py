@@ -16,7 +16,7 @@ import orjson
 from batcher.batch import RunSpec, run_batch
 from batcher.config import load_settings
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BadInput, UsageError
+from batcher.errors import BadInput, InterruptedRun, UsageError
 from batcher.events import Event, JobFinished
 from batcher.jobs.index import OnChanged
 from batcher.observe.stats import Stats
@@ -107,7 +107,7 @@ def arun_jobs(
     async def start(stop: Stop, watcher: "_Listener") -> dict[str, Any]:
         async with AsyncExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batcher-")))
-            inputs = await asyncio.to_thread(_as_file, jobs, directory)
+            inputs = await asyncio.to_thread(_as_file, jobs, directory, stop)
             out = directory / "results.jsonl" if output is None else Path(output)
             return await run_batch(spec((inputs,), out), loaded, os.environ, stop, watcher)
 
@@ -159,11 +159,17 @@ class JobRun:
 
     async def aclose(self) -> None:
         """End the run if it is still going, and wait until everything is put away."""
-        if self._task is not None and not self._task.done():
+        task, listener = self._task, self._listener
+        if task is None or listener is None:
+            return
+        if not task.done():
             self._stop.abort(StopReason.INTERRUPTED, "the caller closed the run")
-            if self._listener is not None:
-                self._listener.close()
-            await asyncio.wait([self._task])
+            listener.close()
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("the run that was closed early failed: %s", error)
+        if not task.cancelled() and task.exception() is None:
+            self.summary = task.result()
 
     async def _finish(self) -> dict[str, Any]:
         task, listener = self._begin(iterated=False)
@@ -254,13 +260,15 @@ class _Listener:
 _Start: TypeAlias = Callable[[Stop, _Listener], Coroutine[Any, Any, dict[str, Any]]]
 
 
-def _as_file(jobs: Jobs, directory: Path) -> str:
-    """Return the name of the job file, written first if the jobs are dicts."""
+def _as_file(jobs: Jobs, directory: Path, stop: Stop) -> str:
+    """Return the name of the job file, written first if the jobs are dicts; they may be endless."""
     if isinstance(jobs, str | os.PathLike):
         return os.fspath(jobs)
     path = directory / "jobs.jsonl"
     with path.open("wb") as file:
         for number, job in enumerate(jobs, 1):
+            if stop.reason is not None:
+                raise InterruptedRun(f"{stop.message}; nothing was sent yet")
             try:
                 file.write(orjson.dumps(job) + b"\n")
             except TypeError as error:
