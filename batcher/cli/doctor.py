@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.command import Command, provider_options
+from batcher.cli.command import Command, option, provider_options
 from batcher.errors import BatcherError, CallError, ConnectFailed, KeyRefused
+from batcher.text.terminal import printable
 
 if TYPE_CHECKING:
     from batcher.config import Settings
@@ -36,7 +37,7 @@ class Finding(Exception):
 
 @click.command(cls=Command, examples=EXAMPLES)
 @provider_options
-@click.option("--results", type=click.Path(path_type=Path), default="results", help="Where results will go.")
+@option("--results", type=click.Path(path_type=Path), default="results", help="Where results will go.")
 @click.pass_context
 def doctor(ctx: click.Context, /, results: Path, **options: Any) -> None:
     """Check key, endpoint, models, disk and limits of this machine; exit 0 if a run can begin."""
@@ -52,10 +53,10 @@ def doctor(ctx: click.Context, /, results: Path, **options: Any) -> None:
     worst = 0
     for name, check in checks:
         try:
-            click.echo(f"ok     {name}: {check()}")
+            click.echo(printable(f"ok     {name}: {check()}"))
         except Finding as finding:
             worst = worst or finding.exit_code
-            click.echo(f"WRONG  {name}: {finding}\n       {finding.remedy}")
+            click.echo(printable(f"WRONG  {name}: {finding}\n       {finding.remedy}"))
     ctx.exit(worst)
 
 
@@ -84,7 +85,7 @@ def _endpoint(settings: "Settings") -> str:
 
 def _disk(results: Path) -> str:
     standing = next(place for place in (results.absolute(), *results.absolute().parents) if place.exists())
-    if not os.access(standing, os.W_OK | os.X_OK):
+    if not (standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)):
         raise Finding(
             f"{standing} cannot be written",
             remedy="name another place with -o, or mend its rights",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.command import Command, provider_options
+from batcher.cli.command import Command, option, provider_options
+from batcher.text.terminal import printable
 
 if TYPE_CHECKING:
     from batcher.config import Settings
@@ -21,7 +22,7 @@ batcher models --json                                for scripts
 
 @click.command(cls=Command, examples=EXAMPLES)
 @provider_options
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def models(as_json: bool, **options: Any) -> None:
     """List the models that the account can use: context, longest answer, price per million tokens."""
     from batcher.config import load_settings  # noqa: PLC0415 - --help stays quick
@@ -41,7 +42,7 @@ def models(as_json: bool, **options: Any) -> None:
         price = pricing.price(model.id)
         dollars = ("?", "?") if price is None else (f"{price.input_usd:.3f}", f"{price.output_usd:.3f}")
         click.echo(
-            f"{model.id:40} {model.context_tokens or '?':>9} {model.max_output_tokens or '?':>8} "
+            f"{printable(model.id):40} {model.context_tokens or '?':>9} {model.max_output_tokens or '?':>8} "
             f"{dollars[0]:>8} {dollars[1]:>8}{'' if model.active else '  not active'}"
         )
 

@@ -136,7 +136,7 @@ def output_path(given: str | None, files: tuple[str, ...], run_id: str) -> Path 
     """
     if given == "-":
         return None
-    stem = Path(files[0]).name.split(".")[0]
+    stem = Path(Path(files[0]).name.removesuffix(".gz").removesuffix(".zst")).stem
     if given is None:
         if len(files) > 1 or files[0] == "-" or not stem:
             raise click.UsageError("name the result file with -o: it cannot be derived from the input")
