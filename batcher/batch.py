@@ -3,7 +3,8 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -30,6 +31,9 @@ from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
 from batcher.types import OutputPaths, Result, output_paths
 from batcher.wiring import build_run, fitting_concurrency, open_provider
+
+STOP_READING_S = 1.0
+"""How long reading the job file may take to notice that the run is to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +101,12 @@ async def run_batch(
         BatcherError: the run could not begin, or could not keep its results.
     """
     started_at = utcnow()
-    ends_in_s = deadline_in_s(settings.deadline, started_at) if settings.deadline else None
+    deadline_at = monotonic() + deadline_in_s(settings.deadline, started_at) if settings.deadline else None
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(open_provider(settings, environ, simulate=spec.simulate))
         lock, paths = _claim(spec, stack)
         index_began_at = monotonic()
-        index = await asyncio.to_thread(_index, spec, settings, paths, stop, watcher)
+        index = await _in_background(lambda: _index(spec, settings, paths, stop, watcher), stop)
         stack.callback(index.close)
         _refuse_unusable(index, spec)
         replaced = 0
@@ -129,7 +133,7 @@ async def run_batch(
             emit=emit,
             stop=stop,
             concurrency=fitting_concurrency(settings.concurrency),
-            ends_in_s=ends_in_s,
+            deadline_at=deadline_at,
             room=watcher.room,
         )
         wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
@@ -179,6 +183,49 @@ def _claim(spec: RunSpec, stack: AsyncExitStack) -> tuple[OutputLock | None, Out
         repair(paths)
     lock.relock()
     return lock, paths
+
+
+async def _in_background(work: Callable[[], JobIndex], stop: Stop) -> JobIndex:
+    """Do blocking work in a thread of its own that cannot hold up the end of the process.
+
+    Reading a pipe may block for ever, and asyncio's own threads are waited for when the loop closes.
+
+    Raises:
+        InterruptedRun: `stop` came first.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[JobIndex] = loop.create_future()
+
+    def settle(index: JobIndex | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if index is not None:
+            done.set_result(index)
+        elif error is not None:
+            done.set_exception(error)
+
+    def run() -> None:
+        index, failure = None, None
+        try:
+            index = work()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, index, failure)
+
+    threading.Thread(target=run, name="batcher-index", daemon=True).start()
+    draining = asyncio.ensure_future(stop.draining.wait())
+    waited: set[asyncio.Future[Any]] = {done, draining}
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            await asyncio.wait({done}, timeout=STOP_READING_S)
+    finally:
+        draining.cancel()
+    if not done.done():
+        done.cancel()
+        raise InterruptedRun(f"{stop.message}; nothing was sent yet")
+    return done.result()
 
 
 def _index(

@@ -6,7 +6,6 @@ import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from batcher.clock import monotonic
 from batcher.config import Settings
 from batcher.engines.online import OnlineRun, RunLimits
 from batcher.engines.stop import Stop, StopReason
@@ -135,7 +134,7 @@ def build_run(
     emit: Emit,
     stop: Stop,
     concurrency: int,
-    ends_in_s: float | None,
+    deadline_at: float | None,
     room: Callable[[], Awaitable[None]],
 ) -> tuple[OnlineRun, Routing]:
     """Put together the parts of a run that starts now.
@@ -149,10 +148,9 @@ def build_run(
         emit: who is told what happens.
         stop: how the run is told to end.
         concurrency: calls in flight.
-        ends_in_s: seconds until the run's deadline, None without one.
+        deadline_at: loop time of the run's end, None without one.
         room: waits while who takes the results has fallen behind.
     """
-    deadline_at = None if ends_in_s is None else monotonic() + ends_in_s
     slots = RunSlots(concurrency)
     lane_limits = LaneLimits(
         requests_per_minute=settings.rpm,
