@@ -1,0 +1,302 @@
+"""Settings: where they come from, what they refuse, and in which words."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batcher.config import MAX_FILE_BYTES, Settings, deadline_in_s, duration_s, load_settings, shown
+from batcher.errors import ConfigError
+from batcher.limits.breaker import BreakerPolicy
+from batcher.limits.retry import RetryPolicy
+from batcher.pricing import Price
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def from_text(tmp_path: Path, text: str | bytes, **overrides: Any) -> Settings:
+    file = tmp_path / "batcher.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_settings(file, overrides)
+
+
+FULL = """\
+provider: openai-compatible
+base_url: http://localhost:8000/v1
+api-key-env: MY_KEY            # with a dash, as the flag is spelt
+env_file: .env
+insecure_http: true
+model: my-model
+fallback: [a, b]
+default_max_completion_tokens: 100
+rpm: 1000
+tpm: 250000
+concurrency: 8
+timeout: 2m
+connect_timeout: 1.5s
+grace: 0
+deadline: 2h
+retry: {attempts: 3, generations: 2, calls: 9, first_wait_s: 0.5, longest_wait_s: 10}
+breaker: {failures_in_a_row: 5, first_wait_s: 1}
+prices: {my-model: {input_usd: 0.1, output_usd: 0.4}, o: {input_usd: 1, output_usd: 2, cached_input_usd: 0}}
+proxy: http://proxy.internal:3128
+ca_file: /etc/ssl/internal.pem
+log_level: debug
+"""
+
+
+def test_a_file_may_set_everything(tmp_path: Path) -> None:
+    assert from_text(tmp_path, FULL) == Settings(
+        provider="openai-compatible",
+        base_url="http://localhost:8000/v1",
+        api_key_env="MY_KEY",
+        env_file=".env",
+        insecure_http=True,
+        model="my-model",
+        fallback=("a", "b"),
+        default_max_completion_tokens=100,
+        rpm=1000,
+        tpm=250_000,
+        concurrency=8,
+        timeout=120.0,
+        connect_timeout=1.5,
+        grace=0.0,
+        deadline="2h",
+        retry=RetryPolicy(attempts=3, generations=2, calls=9, first_wait_s=0.5, longest_wait_s=10),
+        breaker=BreakerPolicy(failures_in_a_row=5, first_wait_s=1),
+        prices={
+            "my-model": Price(input_usd=0.1, output_usd=0.4),
+            "o": Price(input_usd=1, output_usd=2, cached_input_usd=0),
+        },
+        proxy="http://proxy.internal:3128",
+        ca_file="/etc/ssl/internal.pem",
+        log_level="debug",
+    )
+    assert {line.split(":")[0].replace("-", "_") for line in FULL.splitlines()} == set(
+        Settings.__struct_fields__
+    )
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
+def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
+    assert from_text(tmp_path, text) == Settings() == load_settings(None, {})
+
+
+def test_overrides_win_and_none_is_no_override(tmp_path: Path) -> None:
+    settings = from_text(tmp_path, "rpm: 5\nmodel: a\n", rpm=7, model=None, timeout="90")
+    assert (settings.rpm, settings.model, settings.timeout) == (7, "a", 90.0)
+
+
+def test_an_override_completes_what_the_file_leaves_open(tmp_path: Path) -> None:
+    settings = from_text(tmp_path, "provider: openai-compatible\n", base_url="http://localhost/v1")
+    assert settings.base_url == "http://localhost/v1"
+
+
+REFUSED: dict[str, tuple[str, str]] = {
+    "unknown key": ("modle: x", "unknown key 'modle'; did you mean 'model'?"),
+    "unlike any key": ("zzz: 1", "unknown key 'zzz'; known are provider, base_url, "),
+    "a key in the file": ("api_key: gsk_secret", "unknown key 'api_key'; did you mean 'api_key_env'?"),
+    "nested": ("retry: {attempt: 1}", "unknown key 'retry.attempt'; did you mean 'attempts'?"),
+    "nested breaker": ("breaker: {window: 1}", "unknown key 'breaker.window'; did you mean 'window_s'?"),
+    "nested price": ("prices: {m: {input: 1}}", "unknown key 'prices.m.input'; did you mean 'input_usd'?"),
+    "half a price": ("prices: {m: {input_usd: 1}}", "prices[...]: object missing required field output_usd"),
+    "not a section": ("retry: 5", "retry: expected object, got int"),
+    "text for a number": ("rpm: '5'", "rpm: expected int | null, got str"),
+    "a flag for a number": ("rpm: true", "rpm: expected int | null, got bool"),
+    "no requests": ("rpm: 0", "rpm: expected int >= 1"),
+    "no concurrency": ("concurrency: 0", "concurrency: expected int >= 1"),
+    "no such provider": (
+        "provider: grok",
+        "provider: invalid enum value 'grok'; expected groq or openai-compatible",
+    ),
+    "no such level": ("log_level: loud", "expected debug or info or warning or error"),
+    "no duration": ("timeout: soon", "timeout: 'soon' is not a duration; write seconds or 90s, 15m, 2h, 1d"),
+    "no time at all": ("timeout: 0", "timeout: expected float > 0.0"),
+    "endless": ("timeout: .inf", "timeout: expected float <= 2592000.0"),
+    "not a number": ("timeout: .nan", "timeout: expected float > 0.0"),
+    "negative grace": ("grace: -1", "grace: expected float >= 0.0"),
+    "no deadline": ("deadline: soon", "deadline: 'soon' is neither a duration (90, 15m, 2h) nor an ISO time"),
+    "a flag as deadline": ("deadline: true", "deadline: 'True' is neither"),
+    "no attempt": ("retry: {attempts: 0}", "retry.attempts: expected a number from 1 on, got 0"),
+    "nan wait": ("retry: {first_wait_s: .nan}", "retry.first_wait_s: expected a number from 0 on, got nan"),
+    "endless wait": ("breaker: {longest_wait_s: .inf}", "breaker.longest_wait_s: expected a number"),
+    "negative price": (
+        "prices: {m: {input_usd: -1, output_usd: 1}}",
+        "prices.m.input_usd: expected a number",
+    ),
+    "a provider without an address": (
+        "provider: openai-compatible",
+        "provider openai-compatible needs base_url, e.g. http://localhost:8000/v1",
+    ),
+    "a list": ("- 1", "expected `name: value` lines, such as `model: openai/gpt-oss-20b`"),
+    "a word": ("model", "expected `name: value` lines"),
+    "numbers as names": ("1: 2", "expected `name: value` lines"),
+    "not YAML": ("a: 1\nb: {", "batcher.yaml:2: not YAML: expected the node content"),
+    "an alias": ("model: &x y\nfallback: [*x]", "YAML aliases (*name) are not taken: write the value out"),
+    "a python tag": ("model: !!python/object/apply:os.getcwd []", "batcher.yaml:1: not YAML: could not"),
+    "an unknown tag": ("model: !env KEY", "batcher.yaml:1: not YAML: could not determine a constructor"),
+    "deep": ("[" * 1500, "not YAML: "),
+    "two documents": ("model: a\n---\nmodel: b", "not YAML: but found another document"),
+    "not text": ("model: \0", "not YAML: "),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_makes_no_sense_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_text(tmp_path, text)
+    assert message in str(caught.value)
+    if "needs base_url" not in message:
+        assert str(caught.value).startswith(str(tmp_path / "batcher.yaml"))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not YAML"):
+        from_text(tmp_path, b"model: \xff\xfe")
+
+
+def test_an_alias_bomb_is_refused_before_it_grows(tmp_path: Path) -> None:
+    rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(ConfigError, match="aliases"):
+        from_text(tmp_path, "a0: &a0 lol\n" + "\n".join(rows))
+
+
+def test_a_huge_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="larger than 1048576 bytes: is this the configuration file"):
+        from_text(tmp_path, b"#" * (MAX_FILE_BYTES + 1))
+    assert from_text(tmp_path, b"#" * MAX_FILE_BYTES) == Settings()
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."], ids=["missing", "a directory"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_settings(tmp_path / name, {})
+
+
+def test_a_bad_override_is_blamed_on_the_options_and_not_on_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^the options: timeout: 'x' is not a duration"):
+        from_text(tmp_path, "rpm: 5", timeout="x")
+    with pytest.raises(ConfigError, match=r"^the options: unknown key 'modle'; did you mean 'model'\?"):
+        load_settings(None, {"modle": "x"})
+
+
+@pytest.mark.parametrize("name", ["gsk_0123456789abcdef", "sk-0123456789", "MY KEY", ""])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, {"api_key_env": name})
+    assert "expected the name of a variable" in str(caught.value)
+    assert "0123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("1.5h", 5400),
+        ("15m", 900),
+        ("2h", 7200),
+        ("1d", 86400),
+        (" 5 m ", 300),
+        ("0", 0),
+        ("0.25", 0.25),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration_s(text, "timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5", "1e3", "5 minutes", "1h30m", "inf", "nan", ".5", "9" * 400])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ConfigError, match="timeout"):
+        duration_s(text, "timeout")
+
+
+@given(number=st.integers(0, 10**9 - 1), unit=st.sampled_from(["", "s", "m", "h", "d"]))
+def test_every_duration_is_finite_and_grows_with_its_unit(number: int, unit: str) -> None:
+    assert number <= duration_s(f"{number}{unit}", "x") <= number * 86400
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("2h", 7200),
+        ("2026-11-21T12:30Z", 1800),
+        ("2026-11-21T12:30:00+00:00", 1800),
+        ("2026-11-21 14:00:00+01:00", 3600),
+        ("2026-11-21T11:00Z", -3600),
+        ("2026-11-22T00:00:00Z", 43200),
+    ],
+)
+def test_deadlines(text: str, seconds: float) -> None:
+    assert deadline_in_s(text, NOON) == seconds
+
+
+def test_a_deadline_without_an_offset_is_local_time() -> None:
+    local = (NOON + timedelta(hours=1)).astimezone().replace(tzinfo=None)
+    assert deadline_in_s(local.isoformat(), NOON) == 3600
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01", "0001-01-01T00:00+14:00", "-5", "12:30"])
+def test_what_is_no_deadline(text: str) -> None:
+    with pytest.raises(ConfigError, match="neither a duration"):
+        deadline_in_s(text, NOON)
+
+
+@pytest.mark.parametrize(
+    ("text", "deadline"),
+    [
+        ("90", "90"),
+        ("2026-12-24T18:00", "2026-12-24T18:00"),
+        ("2026-12-24T18:00:00Z", "2026-12-24 18:00:00+00:00"),
+        ("2026-12-24", "2026-12-24"),
+    ],
+    ids=["number", "text", "YAML time", "YAML date"],
+)
+def test_deadlines_may_be_written_bare_in_yaml(tmp_path: Path, text: str, deadline: str) -> None:
+    assert from_text(tmp_path, f"deadline: {text}\n").deadline == deadline
+
+
+@given(
+    at=st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 29)),
+    offset=st.integers(-14, 14),
+)
+def test_every_time_with_an_offset_is_a_deadline(at: datetime, offset: int) -> None:
+    moment = at.replace(tzinfo=timezone(timedelta(hours=offset)))
+    assert deadline_in_s(moment.isoformat(), NOON) == (moment - NOON).total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "provider", "variable"),
+    [
+        ({}, "groq", "GROQ_API_KEY"),
+        ({"base_url": "http://localhost/v1"}, "openai-compatible", "OPENAI_API_KEY"),
+        ({"base_url": "https://proxy.example/groq", "provider": "groq"}, "groq", "GROQ_API_KEY"),
+        ({"api_key_env": "MINE"}, "groq", "MINE"),
+    ],
+    ids=["default", "an address", "Groq elsewhere", "own variable"],
+)
+def test_who_answers_and_where_the_key_is(
+    given_settings: dict[str, str], provider: str, variable: str
+) -> None:
+    settings = load_settings(None, given_settings)
+    assert (settings.provider_name, settings.key_variable) == (provider, variable)
+
+
+@pytest.mark.parametrize("name", ["proxy", "base_url"])
+@pytest.mark.parametrize("password", ["secret", "se@cret", "se/cret", "se:cret@"])
+def test_passwords_in_addresses_are_masked(name: str, password: str) -> None:
+    settings = load_settings(None, {name: f"http://user:{password}@host.example:3128/path"})
+    text = shown(settings)
+    assert "cret" not in text
+    assert yaml.safe_load(text)[name] == "http://***@host.example:3128/path"
+
+
+def test_what_is_shown_can_be_read_again(tmp_path: Path) -> None:
+    settings = from_text(tmp_path, FULL)
+    assert from_text(tmp_path, shown(settings)) == settings
