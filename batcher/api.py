@@ -13,7 +13,7 @@ from typing import Any, Self, TypeAlias
 
 import orjson
 
-from batcher.batch import RunSpec, run_batch
+from batcher.batch import run_batch
 from batcher.config import load_settings
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, InterruptedRun, UsageError
@@ -21,6 +21,7 @@ from batcher.events import Event, JobFinished
 from batcher.jobs.index import OnChanged
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
+from batcher.spec import RunSpec
 from batcher.types import Result
 from batcher.wiring import fastest_loop
 

@@ -87,11 +87,12 @@ _NOT_SETTINGS = (
 def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[str, Any]) -> int:
     import orjson  # noqa: PLC0415
 
-    from batcher.batch import RunSpec, run_batch  # noqa: PLC0415
+    from batcher.batch import run_batch  # noqa: PLC0415
     from batcher.cli.console import Console, log_to_stderr  # noqa: PLC0415
     from batcher.cli.signals import ending_on_signals  # noqa: PLC0415
     from batcher.engines.stop import Stop  # noqa: PLC0415
     from batcher.observe.summary import one_line  # noqa: PLC0415
+    from batcher.spec import RunSpec  # noqa: PLC0415
     from batcher.wiring import fastest_loop  # noqa: PLC0415
 
     log_to_stderr(settings.log_level)

@@ -1,0 +1,148 @@
+"""From job files to the index of what is to run, read in the background and refused if unusable."""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from batcher.config import Settings
+from batcher.engines.stop import Stop
+from batcher.errors import BadInput, InterruptedRun
+from batcher.jobs.index import JobIndex, index_jobs
+from batcher.jobs.lines import LineDefaults
+from batcher.jobs.source import open_sources
+from batcher.resume import done_records
+from batcher.spec import RunSpec, Watcher
+from batcher.types import OutputPaths
+
+STOP_READING_S = 1.0
+"""How long reading the job file may take to notice that the run is to end."""
+
+
+async def read_jobs(
+    spec: RunSpec, settings: Settings, paths: OutputPaths | None, stop: Stop, watcher: Watcher
+) -> JobIndex:
+    """Index the job files, less what earlier runs have done.
+
+    Args:
+        spec: which files, and what becomes of earlier results.
+        settings: what fills in a line's silence.
+        paths: where earlier results are, None for a stream.
+        stop: ends the reading, too.
+        watcher: is told of bad lines and progress.
+
+    Raises:
+        BadInput: the jobs cannot be run as they are.
+        InterruptedRun: `stop` came first.
+        BatcherError: a file cannot be read.
+    """
+    index = await _in_background(lambda: _index(spec, settings, paths, stop, watcher), stop)
+    try:
+        _refuse_unusable(index, spec)
+    except BadInput:
+        index.close()
+        raise
+    return index
+
+
+async def _in_background(work: Callable[[], JobIndex], stop: Stop) -> JobIndex:
+    """Do blocking work in a thread of its own that cannot hold up the end of the process.
+
+    Reading a pipe may block for ever, and asyncio's own threads are waited for when the loop closes.
+
+    Raises:
+        InterruptedRun: `stop` came first.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[JobIndex] = loop.create_future()
+
+    def settle(index: JobIndex | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if index is not None:
+            done.set_result(index)
+        elif error is not None:
+            done.set_exception(error)
+
+    def run() -> None:
+        index, failure = None, None
+        try:
+            index = work()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, index, failure)
+
+    threading.Thread(target=run, name="batcher-index", daemon=True).start()
+    draining = asyncio.ensure_future(stop.draining.wait())
+    waited: set[asyncio.Future[Any]] = {done, draining}
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            await asyncio.wait({done}, timeout=STOP_READING_S)
+    finally:
+        draining.cancel()
+    if not done.done():
+        done.cancel()
+        raise InterruptedRun(f"{stop.message}; nothing was sent yet")
+    return done.result()
+
+
+def _index(
+    spec: RunSpec, settings: Settings, paths: OutputPaths | None, stop: Stop, watcher: Watcher
+) -> JobIndex:
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        if stop.reason is not None:
+            raise InterruptedRun(f"{stop.message}; nothing was sent yet")
+        watcher.indexing(done_bytes, total_bytes)
+
+    # A copy of standard input or of an unpacked archive lies beside the output, where there is room for it.
+    spool_dir = Path(tempfile.gettempdir()) if paths is None else paths.results.parent
+    defaults = LineDefaults(
+        model=settings.model,
+        fallback=settings.fallback,
+        default_max_completion_tokens=settings.default_max_completion_tokens,
+    )
+    sources = open_sources(spec.inputs, spool_dir=spool_dir, forbidden=_inodes(paths))
+    try:
+        return index_jobs(
+            sources,
+            defaults,
+            done=() if paths is None else done_records(paths),
+            retry_failed=spec.retry_failed,
+            on_changed=spec.on_changed,
+            on_bad=watcher.bad_line,
+            on_warning=watcher.warning,
+            on_progress=progress,
+        )
+    except BaseException:
+        sources.close()
+        raise
+
+
+def _inodes(paths: OutputPaths | None) -> set[tuple[int, int]]:
+    """Return device and inode of every output file that exists, none of which may be an input."""
+    inodes = set()
+    for path in [] if paths is None else [getattr(paths, entry.name) for entry in fields(paths)]:
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            inodes.add((status.st_dev, status.st_ino))
+    return inodes
+
+
+def _refuse_unusable(index: JobIndex, spec: RunSpec) -> None:
+    if spec.strict and index.bad:
+        raise BadInput(f"{index.bad} bad lines, and --strict runs none of the others: mend them first")
+    if index.bad and not (index.queued or index.skipped_done or index.skipped_failed or index.changed_count):
+        raise BadInput(f"{index.bad} bad lines and no good one: nothing to run")
+    if index.changed_count:
+        examples = "; ".join(f"{where}: {job_id}" for where, job_id in index.changed)
+        raise BadInput(
+            f"{index.changed_count} ids have a result of another request ({examples}): choose "
+            "--on-changed rerun to run them again, --on-changed keep to keep the old results, "
+            "or another output with -o"
+        )

@@ -1,0 +1,60 @@
+"""What is asked of a run, and who is told how it goes."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from batcher.events import Event
+from batcher.jobs.index import OnChanged
+from batcher.observe.stats import Stats
+from batcher.scheduling.routing import Routing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """What is to be run, where its results go, and what becomes of earlier ones.
+
+    Attributes:
+        inputs: job files in order; `-` is standard input.
+        out: the result file; None streams results to standard output.
+        strict: a bad line ends the run before anything is sent.
+        fresh: move earlier results aside and begin anew.
+        retry_failed: run jobs again that failed for good.
+        on_changed: what to do with ids that come back with another request.
+        limit: start at most so many jobs.
+        simulate: answer from the embedded simulator.
+        run_id: names the run in its files.
+    """
+
+    inputs: tuple[str, ...]
+    out: Path | None
+    strict: bool = False
+    fresh: bool = False
+    retry_failed: bool = False
+    on_changed: OnChanged = "error"
+    limit: int | None = None
+    simulate: bool = False
+    run_id: str = field(default_factory=lambda: os.urandom(4).hex())
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes."""
+
+    def bad_line(self, where: str, reason: str) -> None:
+        """A line cannot be used."""
+
+    def warning(self, where: str, reason: str) -> None:
+        """Something is worth knowing about a place."""
+
+    def indexing(self, done_bytes: int, total_bytes: int) -> None:
+        """The job file is being read."""
+
+    def running(self, stats: Stats, routing: Routing, queued: int) -> None:
+        """The first job is about to start."""
+
+    def event(self, event: Event) -> None:
+        """Something happened to a call, a job or a lane."""
+
+    async def room(self) -> None:
+        """Wait while too many results have not been taken yet."""
