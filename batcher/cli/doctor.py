@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.command import Command, option, provider_options
-from batcher.errors import BatcherError, CallError, ConnectFailed, KeyRefused
+from batcher.errors import BatcherError, KeysRefused, Unreachable
 from batcher.text.terminal import printable
 
 if TYPE_CHECKING:
@@ -63,20 +63,15 @@ def doctor(ctx: click.Context, /, results: Path, **options: Any) -> None:
 def _endpoint(settings: "Settings") -> str:
     from batcher.cli.models import list_models  # noqa: PLC0415 - doctor --help stays quick
 
-    remedies: list[tuple[type[BatcherError], str, int]] = [
-        (KeyRefused, f"put a valid key into {settings.key_variable}", 77),
-        (ConnectFailed, "check the address, the network, and `proxy:` in the configuration", 69),
-        (CallError, "check --base-url: it is the address before /chat/completions", 69),
-    ]
+    remedies = {
+        KeysRefused: f"put a valid key into {settings.key_variable}",
+        Unreachable: "check --base-url (the address before /chat/completions), the network, and `proxy:`",
+    }
     try:
         found = asyncio.run(list_models(settings))
     except BatcherError as error:
-        for kind, remedy, code in remedies:
-            if isinstance(error, kind):
-                raise Finding(str(error), remedy=remedy, exit_code=code) from error
-        raise Finding(
-            str(error), remedy="then run batcher doctor again", exit_code=error.exit_code
-        ) from error
+        remedy = remedies.get(type(error), "then run batcher doctor again")
+        raise Finding(str(error), remedy=remedy, exit_code=error.exit_code) from error
     if not found:
         raise Finding("the account lists no models", remedy="ask the provider for access", exit_code=78)
     names = ", ".join(sorted(model.id for model in found)[:3])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.command import Command, option, provider_options
+from batcher.errors import CallError, KeyRefused, KeysRefused, Unreachable
 from batcher.text.terminal import printable
 
 if TYPE_CHECKING:
@@ -51,12 +52,19 @@ async def list_models(settings: "Settings") -> "list[ModelInfo]":
     """Ask the provider for its models.
 
     Raises:
-        BatcherError: there is no key, or the call failed.
+        ConfigError: there is no key, or the settings do not hold together.
+        KeysRefused: the provider does not know the key.
+        Unreachable: the call brought no list.
     """
     from batcher.wiring import open_provider  # noqa: PLC0415 - loads the transport
 
     async with open_provider(settings, os.environ) as provider:
-        return await provider.models()
+        try:
+            return await provider.models()
+        except KeyRefused as error:
+            raise KeysRefused(f"{provider.name} refused the key: {error}") from error
+        except CallError as error:
+            raise Unreachable(f"{provider.name} gave no list of models: {error}") from error
 
 
 def _columns(model: "ModelInfo") -> dict[str, object]:
