@@ -76,6 +76,7 @@ def command() -> None:
     pyreqwest's thread may still hand a result to an interpreter that is going away, which aborts the
     process (SIGABRT) after a run that went well. Everything is closed and flushed by then.
     """
+    _stand_in_for_closed_streams()
     try:
         main()
     except SystemExit as end:
@@ -85,9 +86,26 @@ def command() -> None:
         os._exit(end.code if isinstance(end.code, int) else 1)
 
 
+def _stand_in_for_closed_streams() -> None:
+    """Open the null device where the caller closed a stream, lest a socket or a file takes its number.
+
+    From stdin comes an end; on stdout writing fails, as results must not vanish; words on stderr may.
+    """
+    for fd, name, flags, mode in (
+        (0, "stdin", os.O_RDONLY, "r"),
+        (1, "stdout", os.O_RDONLY, "w"),
+        (2, "stderr", os.O_WRONLY, "w"),
+    ):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, flags)
+            assert opened == fd  # the lowest number that is free
+            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))
+
+
 def _run(args: list[str] | None) -> int:
     try:
         code: Any = cli.main(args, prog_name="batcher", standalone_mode=False)
+        sys.stdout.flush()  # while it can still be told that something did not get out
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
@@ -97,6 +115,8 @@ def _run(args: list[str] | None) -> int:
     except BatcherError as error:
         _say(f"batcher: {error}")
         return error.exit_code
+    except SystemExit:
+        return 74  # click's own way out when the reader of stdout has gone
     except OSError as error:
         _leave_stdout_alone()
         if not isinstance(error, BrokenPipeError):
