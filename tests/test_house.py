@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"events"},
     {"limits", "text", "pricing"},
     {"results"},
-    {"providers", "jobs", "resume", "journal", "lock", "observe"},
+    {"providers", "jobs", "resume", "journal", "lock", "ledger", "observe"},
     {"scheduling"},
     {"execution"},
     {"engines"},

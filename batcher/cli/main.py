@@ -99,7 +99,8 @@ def _stand_in_for_closed_streams() -> None:
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, flags)
             assert opened == fd  # the lowest number that is free
-            setattr(sys, name, open(fd, mode, encoding="utf-8", closefd=False))
+            stream = open(fd, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for the process's life
+            setattr(sys, name, stream)
 
 
 def _run(args: list[str] | None) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[
         console.warn(f"stopped: {content['stopped_because']}{_what_next(code, content)}")
     console.conclude(one_line(content), content["output"], succeeded=code == 0)
     if ours["as_json"]:
-        (sys.stderr if spec.out is None else sys.stdout).write(orjson.dumps(content).decode() + "\n")
+        click.echo(orjson.dumps(content), err=spec.out is None)
     return code
 
 

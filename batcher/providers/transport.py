@@ -195,7 +195,8 @@ def _build_client(settings: PoolSettings) -> Client:
         return builder.build()
     except ValueError as error:
         # The proxy's URL may hold a password, so it is not repeated.
-        what = "ca_file" if isinstance(error, BuilderError) else "proxy"
+        certificates = "ca_file" if settings.ca_file is not None else "SSL_CERT_FILE or SSL_CERT_DIR"
+        what = certificates if isinstance(error, BuilderError) else "proxy"
         raise ConfigError(f"{what} cannot be used: it is damaged or not of the expected form") from None
 
 
