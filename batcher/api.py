@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Itera
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, get_args
 
 import orjson
 
@@ -88,10 +88,15 @@ def arun_jobs(
 
     Raises:
         ConfigError: a setting makes no sense.
+        UsageError: another argument makes none.
     """
     loaded = load_settings(Path(config) if config is not None else None, settings)
     if output is not None and not os.fspath(output).endswith(".jsonl"):
         raise UsageError(f"output {os.fspath(output)!r}: a result file's name ends in .jsonl")
+    if on_changed not in get_args(OnChanged):
+        raise UsageError(f"on_changed {on_changed!r}: expected {' or '.join(get_args(OnChanged))}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit}: expected 1 or more")
 
     def spec(inputs: tuple[str, ...], out: Path) -> RunSpec:
         return RunSpec(

@@ -105,7 +105,7 @@ async def run_batch(
             run_s=round(monotonic() - run_began_at, 3),
             exit_code=exit_code,
             stopped_because=stop.message if exit_code == stop.reason else "",
-            resume_at=_resume_at(stop),
+            resume_at=_resume_at(stop) if exit_code == stop.reason else None,
         )
         content = summary(stats, counts, facts)
         if paths is not None:
