@@ -168,8 +168,7 @@ class Lane:
             LaneParked: nothing more passes in this run.
             TooLarge: `tokens` is more than the quota can ever let through.
         """
-        if self._parked is not None:
-            raise self._parked
+        self._refuse_if_parked()
         if self._quota is not None and not self._quota.fits(tokens):
             raise TooLarge(
                 f"the request may use {tokens} tokens, but {self._quota.tokens_per_minute} a minute are "
@@ -196,8 +195,7 @@ class Lane:
         Raises:
             LaneParked: nothing more passes in this run.
         """
-        if self._parked is not None:
-            raise self._parked
+        self._refuse_if_parked()
         if seconds <= 0:
             return
         loop = asyncio.get_running_loop()
@@ -211,6 +209,7 @@ class Lane:
             self.backing_off -= 1
             self._sleepers.discard(awake)
             timer.cancel()
+        self._refuse_if_parked()
 
     def park(self, reason: str, *, resume_in_s: float | None = None) -> None:
         """Let nothing more through in this run: who waits or sleeps gets `LaneParked`, calls in flight go on.
@@ -227,9 +226,11 @@ class Lane:
         if self._pacer is not None:
             self._pacer.close()
         waiters, self._waiters = self._waiters, []
-        for future in [waiter.future for *_, waiter in waiters] + list(self._sleepers):
-            if not future.done():
-                future.set_exception(LaneParked(reason, resume_in_s=resume_in_s))
+        for *_, waiter in waiters:
+            if not waiter.future.done():
+                waiter.future.set_exception(LaneParked(reason, resume_in_s=resume_in_s))
+        for sleeper in self._sleepers:
+            _wake(sleeper)
         self._emit(LaneChanged(route=self.route, message=reason))
 
     def wants_slot(self) -> tuple[int, float] | None:
@@ -241,6 +242,11 @@ class Lane:
     def slot_free(self) -> None:
         """Look again whether a waiter can be let through."""
         self._assign()
+
+    def _refuse_if_parked(self) -> None:
+        if self._parked is not None:
+            # A new one for each: an exception raised twice keeps the frames of both callers alive.
+            raise LaneParked(str(self._parked), resume_in_s=self._parked.resume_in_s)
 
     def _assign(self) -> None:
         """Let the best waiters through while all gates say yes; else set the timer."""
