@@ -31,6 +31,7 @@ _DURATIONS = ("timeout", "grace", "connect_timeout")
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _CHOICES = {"provider": get_args(ProviderName), "log_level": get_args(LogLevel)}
+_PROXY = re.compile(r"(https?|socks5h?)://.+", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?!gsk_)[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -229,6 +230,9 @@ def _check_values(settings: Settings) -> None:
     if settings.api_key_env is not None and not _VARIABLE.fullmatch(settings.api_key_env):
         # Whatever stands there may be the key, so it is not shown.
         raise ConfigError("api_key_env: expected the name of a variable, such as GROQ_API_KEY, not a key")
+    if settings.proxy is not None and not _PROXY.fullmatch(settings.proxy):
+        # An unknown scheme would be passed over and the calls made without a proxy. It may hold a password.
+        raise ConfigError("proxy: expected an address that begins with http://, https:// or socks5://")
     for name, value, lowest in _numbers(settings):
         if not lowest <= value < math.inf:
             raise ConfigError(f"{name}: expected a number from {lowest} on, got {value}")
