@@ -3,23 +3,9 @@
 import msgspec
 import orjson
 
-DEFAULT_OUTPUT_TOKENS = 1024
-"""Reserved for an answer whose request sets no maximum."""
-
-BYTES_PER_TOKEN = 3.2
-"""Measured over English and code; a little low on purpose, so that an estimate errs towards more."""
+from batcher.text.tokens import BYTES_PER_TOKEN, DEFAULT_OUTPUT_TOKENS, most_output
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class _OutputLimits(msgspec.Struct):
-    max_completion_tokens: int | None = None
-    max_tokens: int | None = None
-    max_output_tokens: int | None = None
-    n: int | None = None
-
-
-_output_limits = msgspec.json.Decoder(_OutputLimits)
 
 
 def with_model(body: bytes, model: str) -> bytes:
@@ -39,9 +25,5 @@ def estimate_tokens(body: bytes, *, answers: bool) -> int:
     prompt = int(len(body) / BYTES_PER_TOKEN * 1.1) + 1
     if not answers:
         return prompt
-    try:
-        limits = _output_limits.decode(body)
-    except msgspec.ValidationError:
-        limits = _OutputLimits()  # odd types are the provider's to refuse
-    most = limits.max_completion_tokens or limits.max_tokens or limits.max_output_tokens
-    return prompt + (most or DEFAULT_OUTPUT_TOKENS) * max(1, limits.n or 1)
+    most, choices = most_output(body)
+    return prompt + (most or DEFAULT_OUTPUT_TOKENS) * choices
