@@ -1,0 +1,160 @@
+"""The first signal lets the calls in flight finish, the second ends the run at once."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import (
+    assert_each_once,
+    batcher,
+    count_lines,
+    job,
+    names,
+    read_journal,
+    read_lines,
+    read_summary,
+    simulating,
+    started,
+    wait_until,
+    write_jobs,
+)
+
+
+def ignoring(number: signal.Signals) -> Callable[[], object]:
+    """Start a command as a shell or `nohup` does, with a signal ignored."""
+    return lambda: signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("number", "before"),
+    [
+        pytest.param(signal.SIGTERM, None, id="SIGTERM"),
+        pytest.param(signal.SIGHUP, None, id="SIGHUP"),
+        pytest.param(signal.SIGINT, None, id="SIGINT"),
+        pytest.param(signal.SIGINT, ignoring(signal.SIGINT), id="SIGINT in a shell's background"),
+    ],
+)
+def test_one_signal_drains(
+    tmp_path: Path, number: signal.Signals, before: Callable[[], object] | None
+) -> None:
+    ids = names(100)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path, "--latency", 0.1, "--latency-shape", "fixed") as server:
+        run = ("run", jobs.name, "--base-url", server.url)
+        with started(*run, "--concurrency", 8, cwd=tmp_path, before=before) as command:
+            wait_until(lambda: count_lines(out) >= 16)
+            command.send(number)
+            drained = command.end(5)
+        in_time = read_lines(out)
+        calls = server.requests
+        resumed = batcher(*run, cwd=tmp_path)
+        assert server.requests == len(ids), "a call was paid twice"
+
+    assert drained.code == 75
+    assert number.name in drained.stderr
+    assert "run the same command again" in drained.stderr
+    assert len(in_time) == calls < len(ids), "an answer that was paid is not there"
+    assert resumed.code == 0, resumed.stderr
+    assert_each_once(out, ids)
+
+
+def test_a_run_under_nohup_ignores_the_hangup(tmp_path: Path) -> None:
+    ids = names(30)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path, "--latency", 0.1) as server:
+        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 8)
+        with started(*run, cwd=tmp_path, before=ignoring(signal.SIGHUP)) as command:
+            wait_until(lambda: count_lines(out) >= 8)
+            command.send(signal.SIGHUP)
+            done = command.end()
+    assert done.code == 0, done.stderr
+    assert_each_once(out, ids)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGTERM, signal.SIGINT, 130),
+    ],
+    ids=["SIGTERM twice", "SIGINT twice", "SIGTERM, then SIGINT"],
+)
+def test_a_second_signal_gives_up_what_is_in_flight(
+    tmp_path: Path, first: signal.Signals, second: signal.Signals, code: int
+) -> None:
+    ids = names(30)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    # The first 20 are answered, the others never.
+    hangs = [arg for name in ids[20:] for arg in ("--fault", f"id:hang={name}")]
+    with simulating(tmp_path, *hangs) as server:
+        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 5)
+        with started(*run, cwd=tmp_path) as command:
+            wait_until(lambda: count_lines(out) == 20 and server.stats()["in_flight"] == 5)
+            command.send(first)
+            wait_until(lambda: first.name in command.stderr)
+            assert command.process.poll() is None
+            command.send(second)
+            forced_at = time.monotonic()
+            forced = command.end(10)
+            assert time.monotonic() - forced_at < 3
+        in_doubt = {record["id"] for record in read_journal(out, "unknown")}
+        assert server.requests == 25, "a drained run starts nothing new"
+        assert_each_once(out, ids[:20])
+        # A hang strikes the first call of its id: what was in flight is free of it now.
+        rest = batcher(*run[:4], "--limit", 5, cwd=tmp_path)
+
+    assert forced.code == code
+    assert in_doubt == set(ids[20:25])
+    assert rest.code == 0, rest.stderr
+    assert_each_once(out, ids[:25])
+
+
+def test_after_its_grace_a_drained_run_waits_no_longer(tmp_path: Path) -> None:
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(4)))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path, "--fault", "hang=1") as server:
+        run = ("run", jobs.name, "--base-url", server.url, "--grace", "0.5s")
+        with started(*run, cwd=tmp_path) as command:
+            wait_until(lambda: server.stats()["in_flight"] == 4)
+            command.send(signal.SIGTERM)
+            done = command.end(5)
+    assert done.code == 75
+    assert read_summary(out)["jobs"]["pending"] == 4
+    assert len(read_journal(out, "unknown")) == 4
+
+
+def test_a_deadline_drains_as_well(tmp_path: Path) -> None:
+    ids = names(80)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path, "--latency", 0.1) as server:
+        run = ("run", jobs.name, "--base-url", server.url)
+        done = batcher(*run, "--concurrency", 8, "--deadline", "0.5s", cwd=tmp_path)
+        resumed = batcher(*run, cwd=tmp_path)
+        assert server.requests == len(ids)
+    assert done.code == 75, done.stderr
+    assert "deadline" in done.stderr
+    assert resumed.code == 0, resumed.stderr
+    assert_each_once(out, ids)
+
+
+def test_a_signal_while_the_job_file_is_read_ends_the_run_before_anything_is_sent(tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_bytes(
+        b"".join(b'{"id":"%d","model":"m","prompt":"%0200d"}\n' % (n, n) for n in range(300_000))
+    )
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path) as server:
+        with started("run", jobs.name, "--base-url", server.url, cwd=tmp_path) as command:
+            wait_until(out.exists)
+            command.send(signal.SIGTERM)
+            done = command.end(5)
+        assert server.requests == 0
+    assert done.code == 75
+    assert "nothing was sent" in done.stderr
