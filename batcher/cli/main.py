@@ -116,8 +116,9 @@ def _run(args: list[str] | None) -> int:
     except BatcherError as error:
         _say(f"batcher: {error}")
         return error.exit_code
-    except SystemExit:
-        return 74  # click's own way out when the reader of stdout has gone
+    except SystemExit as end:
+        # click's own ways out: shell completion, and a reader of stdout that has gone.
+        return 74 if end.code else 0
     except OSError as error:
         _leave_stdout_alone()
         if not isinstance(error, BrokenPipeError):

@@ -121,13 +121,13 @@ def test_a_bug_shows_where_when_asked(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def installed(
-    *args: str, cwd: Path, stdout: int | None = subprocess.PIPE
+    *args: str, cwd: Path, stdout: int = subprocess.PIPE, environ: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the installed command as a process of its own."""
     return subprocess.run(
         [Path(sys.executable).with_name("batcher"), *args],
         cwd=cwd,
-        env={"PATH": os.defpath},
+        env=environ or {"PATH": os.defpath},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,10 +161,12 @@ def test_a_summary_that_cannot_be_written_is_told_by_the_exit_code(tmp_path: Pat
     assert "No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_hindrance(tmp_path: Path, closed: str) -> None:
+@pytest.mark.parametrize(
+    ("closed", "code"), [("<&-", 3), ("--json >&-", 74), (">&-", 3), ("--json 2>&-", 3), ("<&- >&- 2>&-", 3)]
+)
+def test_closed_streams_cost_no_result(tmp_path: Path, closed: str, code: int) -> None:
     (tmp_path / "jobs.jsonl").write_text(JOB + "{}\n")
-    command = f"exec {Path(sys.executable).with_name('batcher')} run jobs.jsonl --simulate --json {closed}"
+    command = f"exec {Path(sys.executable).with_name('batcher')} run jobs.jsonl --simulate {closed}"
     done = subprocess.run(
         ["/bin/sh", "-c", command],
         cwd=tmp_path,
@@ -174,11 +176,23 @@ def test_closed_streams_are_no_hindrance(tmp_path: Path, closed: str) -> None:
         check=False,
         timeout=30,
     )
-    assert done.returncode == 3
+    assert done.returncode == code
     assert "Traceback" not in done.stderr
     [line] = (tmp_path / "results" / "jobs.jsonl").read_text().splitlines()
     assert json.loads(line)["custom_id"] == "a"
     assert (tmp_path / "results" / "jobs.errors.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(tmp_path: Path, shell: str) -> None:
+    environ = {"PATH": os.defpath, "_BATCHER_COMPLETE": f"{shell}_source"}
+    done = installed(cwd=tmp_path, environ=environ)
+    assert done.returncode == 0
+    assert "_BATCHER_COMPLETE" in done.stdout
+    words = {"COMP_WORDS": "batcher run --retry", "COMP_CWORD": "2" if shell != "fish" else "--retry"}
+    done = installed(cwd=tmp_path, environ=environ | words | {"_BATCHER_COMPLETE": f"{shell}_complete"})
+    assert done.returncode == 0
+    assert "--retry-failed" in done.stdout
 
 
 def test_what_a_run_writes_is_for_its_owner_alone(tmp_path: Path) -> None:
