@@ -8,11 +8,10 @@ import pytest
 from creeping_clock import on_creeping_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lane_kit import MINUTE_S, most_in_a_minute
 
 from batcher.clock import monotonic
 from batcher.scheduling.pacer import Pacer
-
-MINUTE_S = 60.0
 
 
 class Paced:
@@ -42,16 +41,6 @@ class Paced:
     async def start_until(self, end_s: float) -> None:
         while monotonic() < end_s:
             await self.start()
-
-
-def most_in_a_minute(moments: list[float]) -> int:
-    """Return the largest number of moments that any window of 60 s holds."""
-    most, first = 0, 0
-    for number, moment in enumerate(moments):
-        while moments[first] <= moment - MINUTE_S:
-            first += 1
-        most = max(most, number - first + 1)
-    return most
 
 
 @pytest.mark.parametrize("requests_per_minute", [1, 2, 30, 600, 1200])

@@ -1,0 +1,46 @@
+"""Lanes for tests, and those who use them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from batcher.clock import monotonic
+from batcher.events import Event
+from batcher.limits.breaker import BreakerPolicy
+from batcher.scheduling.lane import Lane, LaneLimits, Permit
+from batcher.scheduling.slots import RunSlots
+
+MINUTE_S = 60.0
+
+
+def make_lane(
+    limits: LaneLimits | None = None,
+    *,
+    slots: RunSlots | None = None,
+    route: str = "a-model",
+    emit: Callable[[Event], None] = lambda event: None,
+) -> Lane:
+    return Lane(route, limits or LaneLimits(), slots=slots or RunSlots(4), breaker=BreakerPolicy(), emit=emit)
+
+
+async def now_or_never(permit: Awaitable[Permit]) -> Permit:
+    """Return a permit that is to be had without any waiting."""
+    began_at = monotonic()
+    granted = await asyncio.wait_for(permit, 0.001)
+    assert monotonic() == began_at
+    return granted
+
+
+async def settled() -> None:
+    """Let everything happen that can happen at this moment."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+def most_in_a_minute(moments: list[float]) -> int:
+    """Return the largest number of moments that any window of 60 s holds."""
+    most, first = 0, 0
+    for number, moment in enumerate(moments):
+        while moments[first] <= moment - MINUTE_S:
+            first += 1
+        most = max(most, number - first + 1)
+    return most
