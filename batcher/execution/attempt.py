@@ -1,11 +1,12 @@
 """One try over HTTP, from the permit to its settlement."""
 
+import asyncio
 from typing import Protocol
 
 from batcher.clock import monotonic
 from batcher.errors import CallError, RateLimited
 from batcher.events import AttemptFinished, Emit
-from batcher.scheduling.lane import used_tokens_after
+from batcher.scheduling.lane import Permit, used_tokens_after
 from batcher.scheduling.routing import Route
 from batcher.text.bodies import estimate_tokens
 from batcher.types import Job, Outcome, Reply, Request, Usage
@@ -77,26 +78,31 @@ class Attempts:
             try:
                 reply = await route.provider.send(request, timeout_s=timeout_s)
             except CallError as error:
-                self._clock(story, sent_at)
-                story.attempts += error.counts_attempt
-                permit.settle(
-                    error.outcome,
-                    used_tokens=used_tokens_after(error),
-                    retry_after_s=error.retry_after_s,
-                    refused=isinstance(error, RateLimited),
-                )
-                if error.sent and not error.status:
-                    self._journal.unknown(job.id, story.calls, error.code)
-                self._tell(story, error.outcome, error=error)
+                self._failed(story, permit, sent_at, error)
                 raise
-            except BaseException:
-                self._journal.unknown(job.id, story.calls, "cancelled")
+            except BaseException as error:
+                code = "cancelled" if isinstance(error, asyncio.CancelledError) else "internal_error"
+                lost = CallError(f"the call was given up: {error or code}", code=code)
+                self._failed(story, permit, sent_at, lost)
                 raise
             self._clock(story, sent_at)
             story.attempts += 1
             permit.settle(Outcome.SUCCESS, used_tokens=_counted(reply.usage))
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply
+
+    def _failed(self, story: Story, permit: Permit, sent_at: float, error: CallError) -> None:
+        self._clock(story, sent_at)
+        story.attempts += error.counts_attempt
+        permit.settle(
+            error.outcome,
+            used_tokens=used_tokens_after(error),
+            retry_after_s=error.retry_after_s,
+            refused=isinstance(error, RateLimited),
+        )
+        if error.sent and not error.status:
+            self._journal.unknown(story.job.id, story.calls, error.code)
+        self._tell(story, error.outcome, error=error)
 
     def _clock(self, story: Story, sent_at: float) -> None:
         story.latency_s = monotonic() - sent_at

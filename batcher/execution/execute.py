@@ -1,4 +1,4 @@
-"""The whole of one job: it never raises, it ends in a result or stays pending."""
+"""The whole of one job: it ends in a result or stays pending, whatever happens to its calls."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from batcher.clock import monotonic, utcnow
-from batcher.errors import CallError, KeyRefused, LaneParked
+from batcher.errors import BatcherError, CallError, KeyRefused, LaneParked
 from batcher.events import Emit, JobStarted
 from batcher.execution.attempt import Story
 from batcher.execution.complete import Completer, deadline_exceeded
@@ -36,7 +36,11 @@ class Executor:
         self._run_began_at = monotonic()
 
     async def execute(self, job: Job) -> Result | None:
-        """Return the job's result, or None if it stays pending in this run."""
+        """Return the job's result, or None if it stays pending in this run.
+
+        Raises:
+            OutputError: the journal cannot be written, so that no call can be made any more.
+        """
         deadline_at = math.inf if job.deadline_s is None else self._run_began_at + job.deadline_s
         story = Story(job, began_at=monotonic(), deadline_at=deadline_at)
         self._emit(JobStarted(job_id=job.id, model=job.model))
@@ -50,6 +54,8 @@ class Executor:
             return None
         except CallError as error:
             answer = _failure(error)
+        except BatcherError:
+            raise  # no fault of this job: the run ends
         except Exception as error:
             log.exception("a bug: %s failed with an unexpected error", job.where)
             answer = Failure(code="internal_error", message=f"{type(error).__name__}: {error}")
@@ -59,9 +65,11 @@ class Executor:
         if story.deadline_at == math.inf:
             return await self._completer.complete(story)
         try:
-            async with asyncio.timeout_at(story.deadline_at):
+            async with asyncio.timeout_at(story.deadline_at) as timeout:
                 return await self._completer.complete(story)
         except TimeoutError:
+            if not timeout.expired():
+                raise
             raise deadline_exceeded(story.job) from None
 
     def _result(self, story: Story, answer: Reply | Failure) -> Result:
