@@ -163,6 +163,7 @@ def build_run(
 
     def keys_refused(error: KeyRefused) -> None:
         stop.drain(StopReason.KEYS_REFUSED, f"{provider.name} refused the key: {error}")
+        routing.park(stop.message)  # at once: further calls would only be refused, too
 
     routing = Routing(provider, make_lane)
     attempts = Attempts(journal, emit, timeout_s=settings.timeout)

@@ -183,7 +183,7 @@ async def test_draining_finishes_what_is_in_flight_and_starts_nothing(tmp_path: 
     rig.at(5, lambda: rig.stop.drain(StopReason.INTERRUPTED, "SIGTERM received"))
     await rig()
     assert (rig.answered, rig.failed) == (ids(4), {})
-    assert rig.simulation.requests == 4
+    assert rig.simulation.requests <= 2 * 4
     assert monotonic() == pytest.approx(10, abs=0.1)
 
 
@@ -295,7 +295,7 @@ async def test_refused_keys_end_the_run_and_blame_no_job(tmp_path: Path) -> None
     assert rig.stop.reason is StopReason.KEYS_REFUSED
     assert rig.stop.message.startswith("simulator refused the key")
     assert (rig.answered, rig.failed) == ([], {})
-    assert rig.simulation.requests <= 5 * 4
+    assert rig.simulation.requests <= 2 * 4
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "cut"])
