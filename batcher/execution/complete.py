@@ -7,6 +7,7 @@ from batcher.errors import (
     BadGeneration,
     CallError,
     DeadlineExceeded,
+    InvalidRequest,
     LaneParked,
     ModelUnavailable,
     Requeue,
@@ -17,7 +18,7 @@ from batcher.limits.retry import RetryPolicy, Tally, retrying
 from batcher.scheduling.routing import Route, Routing
 from batcher.text.bodies import with_model
 from batcher.text.reasoning import split_reasoning
-from batcher.text.structured import mismatch
+from batcher.text.structured import mismatch, schema_fault
 from batcher.types import Job, Reply, Request
 
 
@@ -36,6 +37,9 @@ class Completer:
             CallError: the job has failed; the last route's error.
             LaneParked: every route lets nothing more through in this run.
         """
+        schema = story.job.schema
+        if schema is not None and (fault := schema_fault(schema)):
+            raise InvalidRequest(f"the schema cannot be used: {fault}", code="invalid_schema", sent=False)
         obstacle: CallError | LaneParked | None = None
         for route in self._routing.candidates(story.job):
             try:

@@ -41,7 +41,9 @@ def most_output(body: bytes) -> tuple[int | None, int]:
         limits = _output_limits.decode(body)
     except msgspec.ValidationError:
         return None, 1  # odd types are the provider's to refuse
-    most = limits.max_completion_tokens or limits.max_tokens or limits.max_output_tokens
+    named = (limits.max_completion_tokens, limits.max_tokens, limits.max_output_tokens)
+    # Some servers take -1 for "no maximum"; a reservation below zero would create tokens.
+    most = next((value for value in named if value is not None and value > 0), None)
     return most, max(1, limits.n or 1)
 
 

@@ -227,3 +227,10 @@ async def test_no_call_is_made_past_the_jobs_deadline() -> None:
     with pytest.raises(DeadlineExceeded):
         await complete(run, job(deadline_s=5.0), deadline_at=5.0)
     assert all(at < 5.0 for at, _, _ in run.provider.calls)
+
+
+async def test_a_schema_that_cannot_be_used_fails_before_a_call() -> None:
+    run = Run({"m": [YES]})
+    with pytest.raises(InvalidRequest, match="the schema cannot be used: 'objekt' is not valid"):
+        await complete(run, job(schema=b'{"type":"objekt"}'))
+    assert run.log == []
