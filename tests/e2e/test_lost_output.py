@@ -2,11 +2,12 @@
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from harness import (
+    Simulator,
     assert_each_once,
     batcher,
     count_lines,
@@ -20,6 +21,20 @@ from harness import (
 )
 
 CONCURRENCY = 8
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    """A simulator that takes its time."""
+    with simulating(tmp_path_factory.mktemp("simulator"), "--latency", 0.05) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def server(shared: Simulator) -> Simulator:
+    """The simulator, which has forgotten all counts."""
+    shared.reset()
+    return shared
 
 
 def replace(out: Path) -> None:
@@ -43,19 +58,18 @@ TAKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize(("take", "hint"), TAKEN.values(), ids=TAKEN.keys())
 def test_a_result_file_that_somebody_else_touches_ends_the_run(
-    tmp_path: Path, take: Callable[[Path], object], hint: str
+    tmp_path: Path, server: Simulator, take: Callable[[Path], object], hint: str
 ) -> None:
     ids = names(100)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
-    with simulating(tmp_path, "--latency", 0.05) as server:
-        run = ("run", jobs.name, "--base-url", server.url)
-        with started(*run, "--concurrency", CONCURRENCY, cwd=tmp_path) as command:
-            wait_until(lambda: count_lines(out) >= 10)
-            take(out)
-            done = command.end(5)
-        assert server.requests < len(ids)
-        again = batcher(*run, cwd=tmp_path)
+    run = ("run", jobs.name, "--base-url", server.url)
+    with started(*run, "--concurrency", CONCURRENCY, cwd=tmp_path) as command:
+        wait_until(lambda: count_lines(out) >= 10)
+        take(out)
+        done = command.end(5)
+    assert server.requests < len(ids)
+    again = batcher(*run, cwd=tmp_path)
     assert done.code == 74, done.stderr
     assert "results/jobs.jsonl" in done.stderr
     assert hint in done.stderr
@@ -63,20 +77,19 @@ def test_a_result_file_that_somebody_else_touches_ends_the_run(
     assert_each_once(out, ids)
 
 
-def test_a_full_disk_ends_the_run_and_costs_few_answers(tmp_path: Path) -> None:
-    ids = names(300)
+def test_a_full_disk_ends_the_run_and_costs_few_answers(tmp_path: Path, server: Simulator) -> None:
+    ids = names(100)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
 
     def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 
-    with simulating(tmp_path, "--latency", 0.02) as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
-        full = batcher(*run, cwd=tmp_path, before=small_files)
-        kept = read_lines(out)
-        paid = server.requests
-        done = batcher(*run, cwd=tmp_path)
+    run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
+    full = batcher(*run, cwd=tmp_path, before=small_files)
+    kept = read_lines(out)
+    paid = server.requests
+    done = batcher(*run, cwd=tmp_path)
     assert full.code == 74, full.stderr
     assert "results/jobs" in full.stderr
     # Lost are the answers of the group that did not fit and those that came after it.
@@ -85,35 +98,33 @@ def test_a_full_disk_ends_the_run_and_costs_few_answers(tmp_path: Path) -> None:
     assert_each_once(out, ids)
 
 
-def test_a_job_file_that_changes_under_the_run_ends_it(tmp_path: Path) -> None:
-    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(2_000)))
+def test_a_job_file_that_changes_under_the_run_ends_it(tmp_path: Path, server: Simulator) -> None:
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(600)))
     out = tmp_path / "results" / "jobs.jsonl"
-    with simulating(tmp_path, "--latency", 0.02) as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
-        with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: count_lines(out) >= 10)
-            content = jobs.read_bytes()
-            with jobs.open("r+b") as file:
-                file.write(content.replace(b"row", b"raw"))
-            done = command.end(10)
+    run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
+    with started(*run, cwd=tmp_path) as command:
+        wait_until(lambda: count_lines(out) >= 10)
+        content = jobs.read_bytes()
+        with jobs.open("r+b") as file:
+            file.write(content.replace(b"row", b"raw"))
+        done = command.end(10)
     assert done.code == 74, done.stderr
     assert "jobs.jsonl" in done.stderr
-    assert {line["custom_id"] for line in read_lines(out)} < set(names(2_000))
+    assert {line["custom_id"] for line in read_lines(out)} < set(names(600))
 
 
-def test_a_job_file_that_grows_meanwhile_is_run_as_it_was(tmp_path: Path) -> None:
-    ids = names(60)
-    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids[:40]))
+def test_a_job_file_that_grows_meanwhile_is_run_as_it_was(tmp_path: Path, server: Simulator) -> None:
+    ids = names(40)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids[:24]))
     out = tmp_path / "results" / "jobs.jsonl"
-    with simulating(tmp_path, "--latency", 0.05) as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
-        with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: count_lines(out) >= 1)
-            write_jobs(tmp_path / "more.jsonl", map(job, ids[40:]))
-            with jobs.open("ab") as file:
-                file.write((tmp_path / "more.jsonl").read_bytes())
-            first = command.end()
-        assert_each_once(out, ids[:40])
-        second = batcher(*run, cwd=tmp_path)
+    run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
+    with started(*run, cwd=tmp_path) as command:
+        wait_until(lambda: count_lines(out) >= 1)
+        write_jobs(tmp_path / "more.jsonl", map(job, ids[24:]))
+        with jobs.open("ab") as file:
+            file.write((tmp_path / "more.jsonl").read_bytes())
+        first = command.end()
+    assert_each_once(out, ids[:24])
+    second = batcher(*run, cwd=tmp_path)
     assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
     assert_each_once(out, ids)
