@@ -1,0 +1,76 @@
+"""Routes are made once, offered in the order a job names them, and closed all together."""
+
+from lane_kit import make_lane
+
+from batcher.errors import LaneParked
+from batcher.scheduling.lane import Lane
+from batcher.scheduling.routing import Routing
+from batcher.types import Job, ModelInfo, Reply, Request
+
+
+class Unused:
+    """A provider that nobody asks anything."""
+
+    name = "unused"
+
+    async def send(self, request: Request, *, timeout_s: float) -> Reply:
+        raise AssertionError(request)
+
+    async def models(self) -> list[ModelInfo]:
+        return []
+
+    async def aclose(self) -> None:
+        pass
+
+
+def make_routing() -> tuple[Routing, list[str]]:
+    """Return a routing, and the models that it has made lanes for."""
+    made: list[str] = []
+
+    def make(model: str) -> Lane:
+        made.append(model)
+        return make_lane(route=model)
+
+    return Routing(Unused(), make), made
+
+
+def job(model: str, *fallback: str) -> Job:
+    return Job(
+        id="j",
+        endpoint="/v1/chat/completions",
+        model=model,
+        body=b"{}",
+        request_sha256="",
+        where="",
+        fallback=fallback,
+    )
+
+
+async def test_a_route_is_made_once() -> None:
+    routing, made = make_routing()
+    assert routing.route("a") is routing.route("a")
+    assert routing.route("b").lane is not routing.route("a").lane
+    assert made == ["a", "b"]
+    assert [lane.route for lane in routing.lanes()] == ["a", "b"]
+    assert repr(routing) == "<Routing ['a', 'b']>"
+
+
+async def test_a_jobs_routes_come_in_its_order_each_once() -> None:
+    routing, _ = make_routing()
+    assert [route.model for route in routing.candidates(job("a", "b", "a", "c", "b"))] == ["a", "b", "c"]
+
+
+async def test_a_fallback_that_is_not_needed_has_no_lane() -> None:
+    routing, made = make_routing()
+    assert next(routing.candidates(job("a", "b"))).model == "a"
+    assert made == ["a"]
+
+
+async def test_parking_closes_the_routes_that_are_and_those_to_come() -> None:
+    routing, _ = make_routing()
+    early = routing.route("a")
+    routing.park("stopped")
+    late = routing.route("b")
+    for route in (early, late):
+        assert isinstance(route.lane.parked, LaneParked)
+        assert str(route.lane.parked) == "stopped"
