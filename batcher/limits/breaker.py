@@ -21,9 +21,10 @@ class Circuit(Enum):
 class BreakerPolicy:
     """When a circuit opens, and how it finds its way back.
 
-    It opens when `failures_in_a_row` attempts failed, or `failure_rate` of at least `minimum_volume`
-    attempts in `window_s`. The k-th opening in a row lasts `first_wait_s * 2^k`, at most `longest_wait_s`,
-    times 0.8 to 1.2. Then one probe goes out, after n good ones 2 n at once; `successes_to_close` close it.
+    A failure opens it when it is the last of `failures_in_a_row`, or when `failure_rate` of at least
+    `minimum_volume` attempts in `window_s` have failed. The k-th opening in a row lasts
+    `first_wait_s * 2^k`, at most `longest_wait_s`, times 0.8 to 1.2. Then one probe goes out, after n good
+    ones 2 n at once; `successes_to_close` close it.
     """
 
     window_s: float = 60.0
@@ -102,7 +103,7 @@ class CircuitBreaker:
             return
         if outcome is Outcome.SUCCESS or outcome is Outcome.FAILED:
             self._count(outcome is Outcome.FAILED, now)
-            if self._unhealthy():
+            if outcome is Outcome.FAILED and self._unhealthy():  # an answer is no reason to stop asking
                 self._open(now, wait_s)
 
     def _count(self, failed: bool, now: float) -> None:

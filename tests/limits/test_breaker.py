@@ -94,6 +94,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.successes += attempt.ticket.probe and outcome in {S, O}
         if attempt.ticket.probe and outcome is F:
             assert self.breaker.state is Circuit.OPEN
+        if outcome is not F:
+            assert self.breaker.state in {before, Circuit.CLOSED}
         self.follow(before, wait_s=wait_s)
 
     @invariant()
@@ -137,6 +139,8 @@ TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=60, 
         pytest.param([F] * 10, Circuit.OPEN, id="ten in a row"),
         pytest.param([F] * 9 + [S] + [F] * 9, Circuit.CLOSED, id="a success between, few attempts"),
         pytest.param([S, F] * 10, Circuit.OPEN, id="half of twenty"),
+        pytest.param([F] * 9 + [S] * 4 + [F] * 6 + [S], Circuit.CLOSED, id="more than half, but it answers"),
+        pytest.param([F] * 9 + [S] * 4 + [F] * 6 + [S, F], Circuit.OPEN, id="and now it fails again"),
         pytest.param([S, S, F] * 20, Circuit.CLOSED, id="a third of many"),
         pytest.param(
             [S, F] * 9 + [O] * 9 + [I] * 9, Circuit.CLOSED, id="429s and faults of ours say nothing"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -75,7 +76,7 @@ class LanesMachine(RuleBasedStateMachine):
     def ask(self, asked: list[tuple[int, int]]) -> None:
         for which, priority in asked:
             # One after the other: who asks while there is a slot gets it, whoever comes later.
-            self.do(lambda which=which, priority=priority: self.ask_for_one(which, priority))  # type: ignore[misc]
+            self.do(partial(self.ask_for_one, which, priority))
 
     def ask_for_one(self, which: int, priority: int) -> None:
         self.arrivals += 1
