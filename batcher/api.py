@@ -21,7 +21,7 @@ from batcher.events import Event, JobFinished
 from batcher.jobs.index import OnChanged
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
-from batcher.spec import RunSpec
+from batcher.spec import RunSpec, checked_output
 from batcher.types import Result
 from batcher.wiring import fastest_loop
 
@@ -91,8 +91,8 @@ def arun_jobs(
         UsageError: another argument makes none.
     """
     loaded = load_settings(Path(config) if config is not None else None, settings)
-    if output is not None and not os.fspath(output).endswith(".jsonl"):
-        raise UsageError(f"output {os.fspath(output)!r}: a result file's name ends in .jsonl")
+    if output is not None:
+        checked_output(Path(output))
     if on_changed not in get_args(OnChanged):
         raise UsageError(f"on_changed {on_changed!r}: expected {' or '.join(get_args(OnChanged))}")
     if limit is not None and limit < 1:

@@ -1,5 +1,6 @@
 """One run of a job file, from the lock on its output to its summary."""
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,20 +13,20 @@ import orjson
 from batcher.clock import monotonic, utcnow
 from batcher.config import Settings, deadline_in_s
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BatcherError
+from batcher.errors import BadInput, BatcherError
 from batcher.events import Emit, Event, JobFinished
-from batcher.intake import read_jobs
+from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
 from batcher.journal import Journal
 from batcher.lock import OutputLock
 from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
-from batcher.resume import repair, set_aside, supersede
+from batcher.resume import provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
 from batcher.spec import RunSpec, Watcher
 from batcher.types import OutputPaths, Result, output_paths
-from batcher.wiring import build_run, fitting_concurrency, open_provider
+from batcher.wiring import SIMULATOR, build_run, fitting_concurrency, open_provider
 
 
 async def run_batch(
@@ -47,13 +48,18 @@ async def run_batch(
     deadline_at = monotonic() + deadline_in_s(settings.deadline, started_at) if settings.deadline else None
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(open_provider(settings, environ, simulate=spec.simulate))
-        lock, paths = _claim(spec, stack, watcher)
+        if deadline_at is not None:
+            _end_at(deadline_at, stop, stack)
+        paths = None if spec.out is None else output_paths(spec.out)
+        check_inputs(spec.inputs, paths)
+        lock = None if paths is None else stack.enter_context(OutputLock(paths, run_id=spec.run_id))
+        if paths is not None and not spec.fresh:
+            await _put_in_order(paths, provider.name, watcher)
         index_began_at = monotonic()
         index = await read_jobs(spec, settings, paths, stop, watcher)
         stack.callback(index.close)
-        replaced = 0
-        if lock is not None and paths is not None and index.replaces:
-            replaced = supersede(paths, index.is_replaced)
+        replaced = await _make_way(spec, paths, index)
+        if lock is not None:
             lock.relock()
         run_began_at = monotonic()
 
@@ -88,7 +94,7 @@ async def run_batch(
             results_before=index.earlier_results - replaced,
         )
         try:
-            await run.run(stop, lambda: "" if stats.reached_provider else stats.last_error)
+            await run.run(stop, lambda: None if stats.reached_provider else stats.last_error)
         except BatcherError as error:
             stop.fail(error)
         counts = _counts(index)
@@ -108,26 +114,48 @@ async def run_batch(
             resume_at=_resume_at(stop) if exit_code == stop.reason else None,
         )
         content = summary(stats, counts, facts)
-        if paths is not None:
+        # A run with nothing to do must not wipe out what the last one cost.
+        if paths is not None and (wanted or not paths.summary.exists()):
             write_whole(paths.summary, orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
         return content
 
 
-def _claim(
-    spec: RunSpec, stack: AsyncExitStack, watcher: Watcher
-) -> tuple[OutputLock | None, OutputPaths | None]:
-    """Claim the output for this run and bring what earlier runs left into order; a stream needs neither."""
-    if spec.out is None:
-        return None, None
-    paths = output_paths(spec.out)
-    lock = stack.enter_context(OutputLock(paths, run_id=spec.run_id))
-    if spec.fresh:
-        set_aside(paths)
-    elif (report := repair(paths)).quarantined_bytes:
+def _end_at(deadline_at: float, stop: Stop, stack: AsyncExitStack) -> None:
+    """Let the run's deadline end it from now on, also while it still reads its input."""
+    loop = asyncio.get_running_loop()
+    reason = "the run's deadline has passed"
+    stack.callback(loop.call_at(deadline_at, stop.drain, StopReason.INTERRUPTED, reason).cancel)
+
+
+async def _put_in_order(paths: OutputPaths, provider: str, watcher: Watcher) -> None:
+    """Mend what a crash left behind, and see whether this run may add to it."""
+    report = await asyncio.to_thread(repair, paths)
+    if report.quarantined_bytes:
         seen = f"{report.quarantined_bytes} bytes were damaged, as after a crash"
         watcher.warning(str(paths.results), f"{seen}; they are kept in {paths.quarantine}")
-    lock.relock()
-    return lock, paths
+    _refuse_mixture(paths, provider)
+
+
+async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -> int:
+    """Move aside what this run replaces, and return how many result lines that were."""
+    if paths is None:
+        return 0
+    if spec.fresh:
+        await asyncio.to_thread(set_aside, paths)
+    elif index.replaces:
+        return await asyncio.to_thread(supersede, paths, index.is_replaced)
+    return 0
+
+
+def _refuse_mixture(paths: OutputPaths, provider: str) -> None:
+    """Refuse to take simulated answers for real ones, or the other way round."""
+    before = provider_of(paths)
+    if before and (before == SIMULATOR) != (provider == SIMULATOR):
+        held, wanted = ("simulated", "real") if before == SIMULATOR else ("real", "simulated")
+        raise BadInput(
+            f"{paths.results} holds {held} answers, and this run would add {wanted} ones: "
+            "name another output with -o, or move the old one aside with --fresh"
+        )
 
 
 def _open_journal(paths: OutputPaths | None, stack: AsyncExitStack) -> Journal:
@@ -161,7 +189,7 @@ def _counts(index: JobIndex) -> JobCounts:
 
 
 def _exit_code(stop: Stop, stats: Stats, counts: JobCounts, wanted: int) -> int:
-    """Return the code of PRODUCT's table: the strongest reason to stop, else whether all have an answer."""
+    """Return the exit code: the strongest reason to stop, else whether all have an answer."""
     # A signal or a deadline that came with the last result kept nobody from finishing.
     harmless = stop.reason is StopReason.INTERRUPTED and stats.finished >= wanted
     if stop.reason is not None and not harmless:

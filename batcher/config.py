@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from batcher.errors import ConfigError
+from batcher.jobs.lines import LineDefaults
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.pricing import Price
@@ -160,6 +161,15 @@ def deadline_in_s(text: str, now: datetime) -> float:
             f"deadline: {text!r} is neither a duration (90, 15m, 2h) nor an ISO time (2026-12-24T18:00)"
         ) from None
     return (moment - now).total_seconds()
+
+
+def line_defaults(settings: Settings) -> LineDefaults:
+    """Return what stands in for a job line's silence."""
+    return LineDefaults(
+        model=settings.model,
+        fallback=settings.fallback,
+        default_max_completion_tokens=settings.default_max_completion_tokens,
+    )
 
 
 def shown(settings: Settings) -> str:

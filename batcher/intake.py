@@ -1,19 +1,20 @@
 """From job files to the index of what is to run, read in the background and refused if unusable."""
 
 import asyncio
+import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from batcher.config import Settings
+from batcher.config import Settings, line_defaults
 from batcher.engines.stop import Stop
-from batcher.errors import BadInput, InterruptedRun
+from batcher.errors import BadInput, InputMissing, InterruptedRun
 from batcher.jobs.index import JobIndex, index_jobs
-from batcher.jobs.lines import LineDefaults
+from batcher.jobs.opened import STDIN
 from batcher.jobs.source import open_sources
 from batcher.resume import done_records
 from batcher.spec import RunSpec, Watcher
@@ -21,6 +22,26 @@ from batcher.types import OutputPaths
 
 STOP_READING_S = 1.0
 """How long reading the job file may take to notice that the run is to end."""
+
+
+def check_inputs(inputs: Sequence[str], paths: OutputPaths | None) -> None:
+    """Refuse names that lead nowhere or to the output, before anything is made or moved.
+
+    Raises:
+        InputMissing: there is no such file.
+        BadInput: a file is one of the output's own.
+    """
+    output = _inodes(paths)
+    for name in inputs:
+        if name == STDIN:
+            continue
+        try:
+            status = os.stat(name)
+        except OSError as error:
+            advice = "check the name, or give - to read standard input"
+            raise InputMissing(f"{name}: {error.strerror}; {advice}") from None
+        if (status.st_dev, status.st_ino) in output:
+            raise BadInput(f"{name}: is a file of the output: name another output with -o")
 
 
 async def read_jobs(
@@ -102,17 +123,12 @@ def _index(
 
     # A copy of standard input or of an unpacked archive lies beside the output, where there is room for it.
     spool_dir = Path(tempfile.gettempdir()) if paths is None else paths.results.parent
-    defaults = LineDefaults(
-        model=settings.model,
-        fallback=settings.fallback,
-        default_max_completion_tokens=settings.default_max_completion_tokens,
-    )
     sources = open_sources(spec.inputs, spool_dir=spool_dir, forbidden=_inodes(paths))
     try:
         return index_jobs(
             sources,
-            defaults,
-            done=() if paths is None else done_records(paths),
+            line_defaults(settings),
+            done=() if paths is None or spec.fresh else done_records(paths),
             retry_failed=spec.retry_failed,
             on_changed=spec.on_changed,
             on_bad=watcher.bad_line,

@@ -27,6 +27,7 @@ _CHUNK_BYTES = 1 << 20
 
 class _About(msgspec.Struct, gc=False):
     request_sha256: str
+    provider: str = ""
 
 
 class _Failure(msgspec.Struct, gc=False):
@@ -101,6 +102,20 @@ def done_records(paths: OutputPaths) -> Iterator[tuple[str, str, bool]]:
     with output_errors(paths.results):
         for path in (paths.results, paths.errors):
             yield from Scan(path)
+
+
+def provider_of(paths: OutputPaths) -> str:
+    """Return the name of the provider that the first result came from, "" where there is none yet.
+
+    Raises:
+        OutputError: a file cannot be read.
+    """
+    with output_errors(paths.results):
+        for path in (paths.results, paths.errors):
+            for _, line in _pieces(path):
+                if line is not None:
+                    return line.batcher.provider
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from batcher.errors import UsageError
 from batcher.events import Event
 from batcher.jobs.index import OnChanged
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
+
+_SIDE_FILES = (".errors.jsonl", ".superseded.jsonl")
+
+
+def checked_output(out: Path) -> Path:
+    """Return `out` if a result file may have its name.
+
+    Raises:
+        UsageError: it does not end in `.jsonl`, or is the name of a side file of another result file.
+    """
+    if not out.name.endswith(".jsonl"):
+        raise UsageError(f"{out}: a result file's name ends in .jsonl")
+    if out.name.endswith(_SIDE_FILES):
+        raise UsageError(f"{out}: that is the name of a side file of another output; choose another")
+    return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

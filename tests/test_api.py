@@ -137,7 +137,7 @@ def broken_rows() -> Iterator[dict[str, Any]]:
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
-    "no such file": ("nope.jsonl", {}, InputMissing, "nope.jsonl: no such file"),
+    "no such file": ("nope.jsonl", {}, InputMissing, "nope.jsonl: No such file"),
     "no job is good": ([{"id": "a"}], {}, BadInput, "1 bad lines and no good one"),
     "one is bad, strict": ([*jobs(1), {}], {"strict": True}, BadInput, "--strict"),
     "not JSON": ([{"id": "a"}, {"id": b"x"}], {}, BadInput, "job 2 cannot be written as JSON"),

@@ -153,9 +153,9 @@ async def test_the_journal_frames_the_run(batch: Batch) -> None:
 async def test_a_failed_job_of_an_earlier_run_counts_until_it_is_tried_again(batch: Batch) -> None:
     broken = SimulatorSettings(faults=FaultPlan(by_id={"j1": ("413",)}))
     assert (await batch(simulator=broken))["exit_code"] == 3
-    again = await batch()
+    again = await batch(simulator=SimulatorSettings())
     assert (again["exit_code"], again["jobs"]["queued"], again["jobs"]["failed_before"]) == (3, 0, 1)
-    retried = await batch(retry_failed=True)
+    retried = await batch(simulator=SimulatorSettings(), retry_failed=True)
     assert (retried["exit_code"], retried["jobs"]["succeeded"]) == (0, 1)
     assert sorted(batch.ids()) == ["j0", "j1", "j2", "j3", "j4"]
     assert batch.paths.errors.read_bytes() == b""
@@ -174,8 +174,8 @@ async def test_bad_lines_are_told_and_counted(batch: Batch) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "error"),
-    [({"strict": True}, BadInput), ({"inputs": ("nope.jsonl",)}, InputMissing)],
-    ids=["strict", "no such file"],
+    [({"strict": True}, BadInput), ({"inputs": ("/dev/null",)}, InputMissing)],
+    ids=["strict", "no job file"],
 )
 async def test_a_run_that_cannot_begin_lets_go_of_its_output(
     batch: Batch, spec: dict[str, Any], error: type[BatcherError]
@@ -196,8 +196,9 @@ async def test_an_output_in_use_is_left_alone(batch: Batch) -> None:
 
 
 async def test_a_deadline_in_the_past_sends_nothing(batch: Batch) -> None:
-    summary = await batch(settings={"deadline": "2020-01-01"})
-    assert (summary["exit_code"], summary["jobs"]["pending"], summary["calls"]["total"]) == (75, 5, 0)
+    with pytest.raises(InterruptedRun, match="the run's deadline has passed; nothing was sent yet"):
+        await batch(settings={"deadline": "2020-01-01"})
+    assert batch.ids() == []
     assert (await batch())["jobs"]["succeeded"] == 5
 
 
@@ -214,7 +215,8 @@ async def test_a_deadline_ends_the_run_and_the_next_goes_on(batch: Batch) -> Non
     first = await batch(simulator=slow, settings={"deadline": "0.3s", "concurrency": 1})
     assert (first["exit_code"], first["stopped_because"]) == (75, "the run's deadline has passed")
     assert 1 <= first["jobs"]["succeeded"] < 5
-    assert (await batch())["jobs"]["done_before"] == first["jobs"]["succeeded"]
+    second = await batch(simulator=SimulatorSettings())
+    assert second["jobs"]["done_before"] == first["jobs"]["succeeded"]
     assert len(batch.ids()) == 5
 
 
@@ -269,7 +271,7 @@ async def test_a_damaged_file_is_mended_in_plain_sight(batch: Batch) -> None:
 
 async def test_an_input_that_is_an_output_is_refused(batch: Batch) -> None:
     await batch()
-    with pytest.raises(BadInput, match="is an output of this run"):
+    with pytest.raises(BadInput, match="is a file of the output"):
         await batch(inputs=(str(batch.paths.errors),))
 
 
@@ -278,3 +280,28 @@ async def test_fresh_moves_everything_aside(batch: Batch) -> None:
     summary = await batch(fresh=True)
     assert summary["jobs"]["succeeded"] == 5
     assert sum(path.read_bytes().count(b"custom_id") for path in batch.paths.results.parent.iterdir()) == 10
+
+
+@pytest.mark.parametrize("simulated_first", [True, False], ids=["simulated first", "real first"])
+async def test_simulated_answers_are_never_taken_for_real_ones(batch: Batch, simulated_first: bool) -> None:
+    first, second = None, SimulatorSettings()
+    if not simulated_first:
+        first, second = second, first
+    await batch(simulator=first, limit=2)
+    with pytest.raises(BadInput, match="name another output with -o, or move the old one aside"):
+        await batch(simulator=second)
+    assert len(batch.ids()) == 2
+    assert (await batch(simulator=second, fresh=True))["jobs"]["succeeded"] == 5
+
+
+async def test_a_name_that_leads_nowhere_leaves_nothing_behind(batch: Batch) -> None:
+    with pytest.raises(InputMissing, match=r"nope\.jsonl: No such file"):
+        await batch(inputs=("nope.jsonl",), fresh=True)
+    assert not batch.paths.results.parent.exists()
+
+
+async def test_a_run_with_nothing_to_do_keeps_the_summary_of_the_last(batch: Batch) -> None:
+    await batch()
+    before = batch.paths.summary.read_bytes()
+    assert (await batch())["jobs"]["queued"] == 0
+    assert batch.paths.summary.read_bytes() == before

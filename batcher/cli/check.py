@@ -8,9 +8,10 @@ from time import perf_counter
 import click
 
 from batcher.cli.command import Command, option
+from batcher.config import line_defaults, load_settings
 from batcher.jobs.index import JobIndex, index_jobs
-from batcher.jobs.lines import LineDefaults
 from batcher.jobs.source import open_sources
+from batcher.observe.summary import counted
 from batcher.text.terminal import printable
 
 _BAD_INPUT = 65
@@ -25,11 +26,21 @@ batcher check --json jobs.jsonl | jq .bad
 
 @click.command("check", cls=Command, examples=EXAMPLES)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@option("-c", "--config", type=click.Path(path_type=Path), help="YAML file with settings.")
 @option("--model", help="The model of lines that name none.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON summary on stdout.")
 @option("--quiet", "-q", is_flag=True, help="Be silent unless a line is bad.")
 @click.pass_context
-def check(ctx: click.Context, files: tuple[str, ...], model: str | None, as_json: bool, quiet: bool) -> None:
+def check(
+    ctx: click.Context,
+    /,
+    files: tuple[str, ...],
+    *,
+    config: Path | None,
+    model: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Check every line of job FILEs (- is standard input) without any network.
 
     Each bad line is reported on stderr as FILE:LINE: reason.
@@ -44,10 +55,11 @@ def check(ctx: click.Context, files: tuple[str, ...], model: str | None, as_json
         if not quiet:
             report(where, f"warning: {reason}")
 
+    defaults = line_defaults(load_settings(config, {"model": model or None}))
     started = perf_counter()
     with open_sources(files, spool_dir=Path(tempfile.gettempdir())) as sources:
         size = sources.total_bytes
-        index = index_jobs(sources, LineDefaults(model=model or None), on_bad=report, on_warning=warn)
+        index = index_jobs(sources, defaults, on_bad=report, on_warning=warn)
     seconds = perf_counter() - started
     if as_json:
         click.echo(_json_summary(index, size, seconds))
@@ -58,11 +70,11 @@ def check(ctx: click.Context, files: tuple[str, ...], model: str | None, as_json
 
 def _summary(index: JobIndex, size: int, seconds: float) -> str:
     counts = (
-        _count(index.queued, "job"),
-        _count(len(index.models), "model"),
-        _count(index.bad, "bad line"),
-        _count(index.duplicates, "duplicate"),
-        _count(index.blank, "blank line"),
+        counted(index.queued, "job"),
+        counted(len(index.models), "model"),
+        counted(index.bad, "bad line"),
+        counted(index.duplicates, "duplicate"),
+        counted(index.blank, "blank line"),
     )
     return f"{', '.join(counts)}; {seconds:.1f} s, {_mb_per_s(size, seconds):.0f} MB/s"
 
@@ -80,10 +92,6 @@ def _json_summary(index: JobIndex, size: int, seconds: float) -> str:
             "mb_per_s": round(_mb_per_s(size, seconds), 1),
         }
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _mb_per_s(size: int, seconds: float) -> float:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from batcher.errors import ConfigError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,6 +38,40 @@ def option(*names: str, **kwargs: Any) -> Callable[[F], F]:
     return click.option(*names, envvar="BATCHER_" + long[2:].replace("-", "_").upper(), **kwargs)
 
 
+class Duration(click.ParamType[str]):
+    """A duration such as 90, 15m or 2h, checked and handed on as written."""
+
+    name = "duration"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` if it is a duration; a usage error otherwise."""
+        from batcher.config import duration_s  # noqa: PLC0415 - --help stays quick
+
+        try:
+            duration_s(value, "duration")
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+class Deadline(click.ParamType[str]):
+    """A duration or an ISO time that is still to come, checked and handed on as written."""
+
+    name = "deadline"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return `value` if it is a deadline; a usage error otherwise."""
+        from batcher.clock import utcnow  # noqa: PLC0415 - --help stays quick
+        from batcher.config import deadline_in_s  # noqa: PLC0415
+
+        try:
+            if deadline_in_s(value, utcnow()) <= 0:
+                self.fail(f"{value!r} has passed already: choose a later time", param, ctx)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
 _PROVIDER_OPTIONS = (
     option("-c", "--config", type=click.Path(path_type=Path), help="YAML file with settings."),
     option("--provider", type=click.Choice(["groq", "openai-compatible"]), help="Who answers."),
@@ -43,7 +79,7 @@ _PROVIDER_OPTIONS = (
     option("--api-key-env", metavar="NAME", help="Variable that holds the key."),
     option("--env-file", metavar="PATH", help="File of NAME=value lines to look for the key in."),
     option("--insecure-http", is_flag=True, default=None, help="Allow plain http to other machines."),
-    option("--timeout", metavar="S", help="One attempt in total, e.g. 90 or 5m (300)."),
+    option("--timeout", type=Duration(), metavar="S", help="One attempt in total, e.g. 90 or 5m (300)."),
 )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -11,8 +12,10 @@ import click
 from batcher.events import CircuitChanged, Event, LaneChanged
 from batcher.observe.progress import Snapshot, for_stderr, watch
 from batcher.observe.stats import Stats
+from batcher.observe.summary import counted
 from batcher.scheduling.routing import Routing
 from batcher.text.terminal import printable
+from batcher.types import output_paths
 
 
 class Console:
@@ -49,12 +52,15 @@ class Console:
         except OSError:
             self._quiet = True  # stderr was closed: the results go on without words
 
-    def conclude(self, line: str, output: str, *, succeeded: bool) -> None:
-        """Say how the run ended."""
-        if not (self._quiet and succeeded):
-            self.warn(line)
-            if output != "-":
-                self.warn(f"results: {output}")
+    def conclude(self, line: str, output: Path | None, *, succeeded: bool) -> None:
+        """Say how the run ended; `output` is None for a stream."""
+        if self._quiet and succeeded:
+            return
+        self.warn(line)
+        if output is not None:
+            errors = output_paths(output).errors
+            failed = errors.exists() and errors.stat().st_size
+            self.warn(f"results: {output}" + (f", failed jobs: {errors}" if failed else ""))
 
     def bad_line(self, where: str, reason: str) -> None:
         """Report a line that cannot be used."""
@@ -77,7 +83,7 @@ class Console:
         """Start the display."""
         if self._quiet or not queued:
             return
-        self.say(f"{queued:,} jobs to run")
+        self.say(f"{counted(queued, 'job')} to run")
 
         def take() -> Snapshot:
             lanes = routing.lanes()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from batcher.cli.command import Command, option, provider_options
+from batcher.cli.command import Command, Deadline, Duration, option, provider_options
 
 EXAMPLES = """
 batcher run jobs.jsonl --simulate                  try it without a key
@@ -34,8 +34,8 @@ batcher run jobs.jsonl --retry-failed              run those again that failed f
 @option("--rpm", type=click.IntRange(min=1), help="Requests a minute, per model.")
 @option("--tpm", type=click.IntRange(min=1), help="Tokens a minute, per model.")
 @option("--concurrency", type=click.IntRange(min=1), help="Calls in flight over the whole run (64).")
-@option("--deadline", metavar="WHEN", help="Ends the run: a duration (2h) or an ISO time.")
-@option("--grace", metavar="S", help="How long calls in flight may go on after a stop (60).")
+@option("--deadline", type=Deadline(), metavar="WHEN", help="Ends the run: a duration (2h) or an ISO time.")
+@option("--grace", type=Duration(), metavar="S", help="How long calls in flight may go on after a stop (60).")
 @option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N more jobs.")
 @option("--retry-failed", is_flag=True, help="Run jobs again that failed for good.")
 @option(
@@ -122,7 +122,7 @@ def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[
     code: int = content["exit_code"]
     if content["stopped_because"]:
         console.warn(f"stopped: {content['stopped_because']}{_what_next(code, content)}")
-    console.conclude(one_line(content), content["output"], succeeded=code == 0)
+    console.conclude(one_line(content), spec.out, succeeded=code == 0)
     if ours["as_json"]:
         click.echo(orjson.dumps(content), err=spec.out is None)
     return code
@@ -132,15 +132,17 @@ def output_path(given: str | None, files: tuple[str, ...], run_id: str) -> Path 
     """Return where results go: what was given with its {names} filled in, else results/STEM.jsonl.
 
     Raises:
-        click.UsageError: no name can be derived, or it does not end in .jsonl.
+        UsageError: no name can be derived, or it is none for a result file.
     """
+    from batcher.spec import checked_output  # noqa: PLC0415 - --help stays quick
+
     if given == "-":
         return None
     stem = Path(Path(files[0]).name.removesuffix(".gz").removesuffix(".zst")).stem
     if given is None:
         if len(files) > 1 or files[0] == "-" or not stem:
             raise click.UsageError("name the result file with -o: it cannot be derived from the input")
-        return Path("results") / f"{stem}.jsonl"
+        return checked_output(Path("results") / f"{stem}.jsonl")
     now = datetime.now().astimezone()
     names = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H%M%S}", "run_id": run_id, "stem": stem}
     try:
@@ -148,9 +150,7 @@ def output_path(given: str | None, files: tuple[str, ...], run_id: str) -> Path 
     except (KeyError, ValueError, IndexError, AttributeError):
         known = ", ".join("{" + name + "}" for name in names)
         raise click.UsageError(f"-o {given}: only {known} are filled in") from None
-    if not filled.endswith(".jsonl"):
-        raise click.UsageError(f"-o {filled}: a result file's name ends in .jsonl")
-    return Path(filled)
+    return checked_output(Path(filled))
 
 
 def _what_next(code: int, content: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from batcher.cli.command import Command
+from batcher.cli.command import Command, option
 
 EXAMPLES = """
 batcher status results/jobs.jsonl          also while the run goes on
@@ -14,7 +14,7 @@ batcher status results/jobs.jsonl --json   for scripts
 
 @click.command(cls=Command, examples=EXAMPLES)
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(out: Path, as_json: bool) -> None:
     """Show how many jobs of the result file OUT are answered, failed and pending, and who works on it."""
     import orjson  # noqa: PLC0415 - --help stays quick
@@ -23,11 +23,15 @@ def status(out: Path, as_json: bool) -> None:
     from batcher.journal import read_journal  # noqa: PLC0415
     from batcher.lock import holder  # noqa: PLC0415
     from batcher.observe.standing import in_words, standing  # noqa: PLC0415
+    from batcher.resume import done_records  # noqa: PLC0415
     from batcher.text.terminal import printable  # noqa: PLC0415
     from batcher.types import output_paths  # noqa: PLC0415
 
+    if not out.name.endswith(".jsonl"):
+        raise click.UsageError(f"{out}: a result file's name ends in .jsonl")
     if not out.is_file():
         raise InputMissing(f"{out}: no such result file; name the OUT of a run, such as results/jobs.jsonl")
     paths = output_paths(out)
+    next(done_records(paths), None)  # refuses a file of another make
     content = standing(paths, holder(paths), read_journal(paths.journal))
     click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2) if as_json else printable(in_words(content)))

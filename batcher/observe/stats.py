@@ -82,7 +82,7 @@ class Stats:
     refused_429: int = 0
     maybe_charged: int = 0
     reached_provider: bool = False
-    last_error: str = "no call has ended yet"
+    last_error: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0

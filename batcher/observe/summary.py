@@ -79,20 +79,38 @@ def summary(stats: Stats, counts: JobCounts, facts: RunFacts) -> dict[str, Any]:
 def one_line(content: dict[str, Any]) -> str:
     """Return the summary as a sentence for the terminal."""
     jobs, calls = content["jobs"], content["calls"]
-    if not jobs["queued"]:
-        return f"nothing to run: {jobs['done_before']} answered and {jobs['failed_before']} failed before"
-    parts = [f"{jobs['succeeded']} answered"]
-    if jobs["failed"]:
-        parts.append(f"{jobs['failed']} failed")
-    if jobs["pending"]:
-        parts.append(f"{jobs['pending']} pending")
-    if jobs["done_before"] or jobs["failed_before"]:
-        parts.append(f"{jobs['done_before'] + jobs['failed_before']} done before")
+    before = [f"{jobs['done_before']:,} answered before"] if jobs["done_before"] else []
+    if jobs["failed_before"]:
+        before.append(f"{jobs['failed_before']:,} failed before (--retry-failed runs them again)")
     if jobs["bad_lines"]:
-        parts.append(f"{jobs['bad_lines']} bad lines")
-    cost = content["cost_usd"]
-    return (
-        f"{', '.join(parts)} in {content['run_s']:.1f} s ({content['jobs_per_s']:.1f}/s), "
-        f"{calls['total']} calls, {calls['retries']} retries, {calls['refused_429']} refused (429), "
-        f"cost {'unknown' if cost is None else f'${cost:.4f}'}"
-    )
+        before.append(counted(jobs["bad_lines"], "bad line"))
+    if not jobs["queued"]:
+        return ", ".join(["nothing to run", *before])
+    now = [f"{jobs['succeeded']:,} answered"]
+    for what in ("failed", "pending"):
+        if jobs[what]:
+            why = _most_common(content["failures"] if what == "failed" else calls["errors"])
+            now.append(f"{jobs[what]:,} {what}{why}")
+    pace = f"in {content['run_s']:.1f} s ({content['jobs_per_s']:.1f}/s)"
+    made = f"{counted(calls['total'], 'call')}, {calls['retries']:,} retries"
+    refused = f"{calls['refused_429']:,} refused (429)"
+    return f"{', '.join(now + before)} {pace}; {made}, {refused}, {_cost(content)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, e.g. `1 job` or `2,000 jobs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _most_common(codes: dict[str, int]) -> str:
+    if not codes:
+        return ""
+    code = max(codes, key=lambda name: codes[name])
+    return f" ({code}{', ...' if len(codes) > 1 else ''})"
+
+
+def _cost(content: dict[str, Any]) -> str:
+    cost, unknown = content["cost_usd"], content["answers_of_unknown_cost"]
+    if cost is None:
+        return "cost unknown"
+    return f"cost ${cost:.4f}" + (f" and {counted(unknown, 'answer')} of unknown cost" if unknown else "")

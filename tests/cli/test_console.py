@@ -63,16 +63,16 @@ def test_quiet_keeps_to_what_must_be_known(
     console.warn("warning")
     console.bad_line("f:1", "bad")
     console.warning("f:2", "twice")
-    console.conclude("1 answered", "x.jsonl", succeeded=True)
+    console.conclude("1 answered", Path("x.jsonl"), succeeded=True)
     captured = capsys.readouterr()
     assert (captured.out, captured.err.splitlines()) == ("", said)
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("x.jsonl", ["1 failed", "results: x.jsonl"]), ("-", ["1 failed"])]
+    ("output", "said"), [(Path("x.jsonl"), ["1 failed", "results: x.jsonl"]), (None, ["1 failed"])]
 )
 def test_what_went_wrong_is_summed_up_even_if_quiet(
-    capsys: pytest.CaptureFixture[str], output: str, said: list[str]
+    capsys: pytest.CaptureFixture[str], output: Path | None, said: list[str]
 ) -> None:
     Console(quiet=True).conclude("1 failed", output, succeeded=False)
     assert capsys.readouterr().err.splitlines() == said

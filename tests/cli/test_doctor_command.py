@@ -131,8 +131,8 @@ def test_the_first_finding_decides_the_exit_code(tmp_path: Path) -> None:
 
 def test_a_configuration_that_makes_no_sense_ends_it(tmp_path: Path) -> None:
     ended = call("doctor", "--timeout", "soon", cwd=tmp_path)
-    assert (ended.code, ended.stdout) == (78, "")
-    assert ended.stderr.startswith("batcher: the options: timeout: 'soon' is not a duration")
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "Invalid value for '--timeout': duration: 'soon' is not a duration" in ended.stderr
 
 
 def test_foreign_text_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -131,17 +131,19 @@ def test_what_is_shown_hides_passwords_and_keys(here: Path) -> None:
         (["jobs.jsonl", "--concurrency", "0"], 2, "0 is not in the range x>=1"),
         (["jobs.jsonl", "--limit", "0"], 2, "0 is not in the range x>=1"),
         (["jobs.jsonl", "--on-changed", "ask"], 2, "'ask' is not one of 'error', 'rerun', 'keep'"),
-        (["jobs.jsonl", "-o", "x.json"], 2, "-o x.json: a result file's name ends in .jsonl"),
+        (["jobs.jsonl", "-o", "x.json"], 2, "batcher: x.json: a result file's name ends in .jsonl"),
+        (["jobs.jsonl", "-o", "x.errors.jsonl"], 2, "the name of a side file of another output"),
         (["jobs.jsonl", "-o", "{home}.jsonl"], 2, "only {date}, {time}, {run_id}, {stem} are filled in"),
         (["jobs.jsonl", "-o", "{.jsonl"], 2, "only {date}, {time}, {run_id}, {stem} are filled in"),
         (["-"], 2, "name the result file with -o"),
         (["jobs.jsonl", "jobs.jsonl"], 2, "name the result file with -o"),
-        (["nope.jsonl", "--simulate"], 66, "batcher: nope.jsonl: no such file"),
+        (["nope.jsonl", "--simulate"], 66, "batcher: nope.jsonl: No such file or directory; check the name"),
         (["jobs.jsonl"], 78, "set GROQ_API_KEY"),
         (["jobs.jsonl"], 78, "to try without a key, use --simulate"),
         (["jobs.jsonl", "-c", "nope.yaml"], 78, "batcher: nope.yaml: cannot be read"),
-        (["jobs.jsonl", "--timeout", "soon"], 78, "the options: timeout: 'soon' is not a duration"),
-        (["jobs.jsonl", "--deadline", "soon"], 78, "the options: deadline: 'soon' is neither"),
+        (["jobs.jsonl", "--timeout", "soon"], 2, "'--timeout': duration: 'soon' is not a duration"),
+        (["jobs.jsonl", "--deadline", "soon"], 2, "'--deadline': deadline: 'soon' is neither"),
+        (["jobs.jsonl", "--deadline", "2020-01-01"], 2, "has passed already: choose a later time"),
         (["jobs.jsonl", "--base-url", "http://203.0.113.5/v1"], 78, "plain http would show the key"),
         (["jobs.jsonl", "--base-url", "https://host.example/v1"], 78, "set OPENAI_API_KEY"),
     ],
@@ -184,14 +186,14 @@ def test_a_run_says_what_it_did_and_the_same_again_has_nothing_to_do(here: Path)
     first = call("run", "jobs.jsonl", "--simulate", cwd=here)
     assert (first.code, first.stdout) == (0, "")
     assert re.fullmatch(
-        r"1 jobs to run\n"
-        r"1 answered in \d+\.\d s \(.*/s\), 1 calls, .*cost \$0\.0000\n"
+        r"1 job to run\n"
+        r"1 answered in \d+\.\d s \(.*/s\); 1 call, .*cost \$0\.0000\n"
         r"results: results/jobs.jsonl\n",
         first.stderr,
     )
     again = call("run", "jobs.jsonl", "--simulate", cwd=here)
     assert again.code == 0
-    assert again.stderr.startswith("nothing to run: 1 answered and 0 failed before\n")
+    assert again.stderr.startswith("nothing to run, 1 answered before\n")
 
 
 def test_the_summary_as_json_is_the_summary_file(here: Path) -> None:
@@ -206,16 +208,13 @@ def test_bad_lines_are_named_even_if_quiet(here: Path) -> None:
     ended = call("run", "jobs.jsonl", "--simulate", "-q", cwd=here)
     assert (ended.code, ended.stdout) == (3, "")
     assert ended.stderr.startswith("jobs.jsonl:2: ")
-    assert "1 answered, 1 bad lines" in ended.stderr
+    assert "1 answered, 1 bad line in" in ended.stderr
 
 
 def test_an_early_end_says_how_to_go_on(here: Path) -> None:
-    ended = call("run", "jobs.jsonl", "--simulate", "-q", "--deadline", "2020-01-01", cwd=here)
+    ended = call("run", "jobs.jsonl", "--simulate", "-q", "--deadline", "0.000001", cwd=here)
     assert ended.code == 75
-    assert ended.stderr.startswith(
-        "stopped: the run's deadline has passed; run the same command again to go on\n"
-    )
-    assert "1 pending" in ended.stderr
+    assert ended.stderr == "batcher: the run's deadline has passed; nothing was sent yet\n"
 
 
 def test_a_long_limit_says_when_to_go_on(here: Path) -> None:
