@@ -23,8 +23,8 @@ class BreakerPolicy:
 
     A failure opens it when it is the last of `failures_in_a_row`, or when `failure_rate` of at least
     `minimum_volume` attempts in `window_s` have failed. The k-th opening in a row lasts
-    `first_wait_s * 2^k`, at most `longest_wait_s`, times 0.8 to 1.2. Then one probe goes out, after n good
-    ones 2 n at once; `successes_to_close` close it.
+    `first_wait_s * 2^k`, at most `longest_wait_s`, times 0.8 to 1.2; a provider that asks for more gets up to
+    `longest_wait_s`. Then one probe goes out, after n good ones 2 n at once; `successes_to_close` close it.
     """
 
     window_s: float = 60.0
@@ -129,7 +129,8 @@ class CircuitBreaker:
     def _open(self, now: float, wait_s: float) -> None:
         policy = self._policy
         wait = min(policy.longest_wait_s, policy.first_wait_s * 2.0**self._openings)
-        self._open_until = now + max(wait_s, wait * (0.8 + 0.4 * self._random()))
+        asked_s = min(wait_s, policy.longest_wait_s)
+        self._open_until = now + max(asked_s, wait * (0.8 + 0.4 * self._random()))
         # Past 2^16 the longest wait rules anyway; an endless outage must not overflow a float.
         self._openings = min(self._openings + 1, 16)
         self._enter(Circuit.OPEN)

@@ -13,14 +13,15 @@ class RetryPolicy:
     """How often a job is tried.
 
     The wait before the n-th retry is drawn from U(0, min(`longest_wait_s`, `first_wait_s` * 2^(n-1)))
-    ("full jitter"), and never shorter than the provider asked for.
+    ("full jitter"), and never shorter than the provider asked for, up to `longest_asked_wait_s`.
 
     Attributes:
         attempts: calls that may fail before the job does, as long as others get answers.
         generations: answers that may miss what was asked before the job fails.
         calls: calls that may fail before the job does even if nobody got an answer since its first.
         first_wait_s: upper bound of the first wait.
-        longest_wait_s: upper bound of every wait.
+        longest_wait_s: upper bound of every wait that the provider did not ask for.
+        longest_asked_wait_s: upper bound of the waits that it did ask for, except with a 429.
     """
 
     attempts: int = 5
@@ -28,6 +29,7 @@ class RetryPolicy:
     calls: int = 20
     first_wait_s: float = 1.0
     longest_wait_s: float = 30.0
+    longest_asked_wait_s: float = 300.0
 
 
 class Tally:
@@ -71,7 +73,8 @@ class Tally:
             return 0.0  # the lane waits, for all its jobs at once
         number = self.attempts if error.counts_attempt else self.requeues_in_a_row
         ceiling = min(self._policy.longest_wait_s, self._policy.first_wait_s * 2.0 ** max(0, number - 1))
-        return max(ceiling * random, error.retry_after_s or 0.0)
+        asked_s = min(error.retry_after_s or 0.0, self._policy.longest_asked_wait_s)
+        return max(ceiling * random, asked_s)
 
 
 def retrying(

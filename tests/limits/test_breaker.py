@@ -51,8 +51,9 @@ class BreakerMachine(RuleBasedStateMachine):
         self.successes = 0
         if after is Circuit.OPEN:
             wait = min(self.policy.longest_wait_s, self.policy.first_wait_s * 2**self.openings)
-            self.open_from = self.now + max(wait_s, 0.8 * wait)
-            self.open_to = self.now + max(wait_s, 1.2 * wait)
+            asked_s = min(wait_s, self.policy.longest_wait_s)
+            self.open_from = self.now + max(asked_s, 0.8 * wait)
+            self.open_to = self.now + max(asked_s, 1.2 * wait)
             self.openings += 1
         elif after is Circuit.HALF_OPEN:
             assert before is Circuit.OPEN
@@ -183,11 +184,16 @@ def test_each_failed_probe_doubles_the_wait_up_to_five_minutes() -> None:
     assert waits[7:] == pytest.approx([300] * 33)
 
 
-def test_a_failing_provider_that_names_a_longer_wait_gets_it() -> None:
+@pytest.mark.parametrize(
+    ("asked_s", "waited_s"),
+    [(42.0, 42.0), (7200.0, POLICY.longest_wait_s)],
+    ids=["a minute", "hours: five minutes of them"],
+)
+def test_a_failing_provider_that_names_a_longer_wait_gets_it(asked_s: float, waited_s: float) -> None:
     circuit = breaker()
     for _ in range(POLICY.failures_in_a_row):
-        circuit.settle(circuit.grant(0.0), F, 0.0, wait_s=42.0)
-    assert circuit.free_at(0.0) == 42.0
+        circuit.settle(circuit.grant(0.0), F, 0.0, wait_s=asked_s)
+    assert circuit.free_at(0.0) == waited_s
 
 
 def test_recovery_is_one_probe_then_two_four_and_more_until_it_closes() -> None:

@@ -78,7 +78,7 @@ def test_an_outage_for_everybody_ends_when_others_get_answers_again() -> None:
     ),
     random=st.floats(0, 1, exclude_max=True),
 )
-def test_waits_are_full_jitter_and_never_shorter_than_asked(
+def test_waits_are_full_jitter_and_never_shorter_than_asked_within_reason(
     failures: list[tuple[type[CallError], float | None]], random: float
 ) -> None:
     counted = tally()
@@ -89,8 +89,8 @@ def test_waits_are_full_jitter_and_never_shorter_than_asked(
         if kind is RateLimited:
             assert wait_s == 0.0, "the lane waits, not the job"
             continue
-        assert wait_s >= (retry_after_s or 0.0)
-        assert wait_s <= max(retry_after_s or 0.0, min(30.0, 2.0 ** (number - 1)))
+        asked_s = min(retry_after_s or 0.0, 300.0)
+        assert asked_s <= wait_s <= max(asked_s, min(30.0, 2.0 ** (number - 1)))
 
 
 @pytest.mark.parametrize("kind", [ServerError, ConnectFailed])
