@@ -33,9 +33,20 @@ class Story:
         attempts: calls that counted as an attempt.
         latency_s: duration of the last call.
         in_calls_s: duration of all calls.
+        charged: model and usage of each reply, those included that were no good answer.
     """
 
-    __slots__ = ("attempts", "began_at", "calls", "deadline_at", "in_calls_s", "job", "latency_s", "model")
+    __slots__ = (
+        "attempts",
+        "began_at",
+        "calls",
+        "charged",
+        "deadline_at",
+        "in_calls_s",
+        "job",
+        "latency_s",
+        "model",
+    )
 
     def __init__(self, job: Job, *, began_at: float, deadline_at: float) -> None:
         self.job = job
@@ -46,6 +57,7 @@ class Story:
         self.attempts = 0
         self.latency_s = 0.0
         self.in_calls_s = 0.0
+        self.charged: list[tuple[str, Usage | None]] = []
 
 
 class Attempts:
@@ -87,6 +99,7 @@ class Attempts:
                 raise
             self._clock(story, sent_at)
             story.attempts += 1
+            story.charged.append((request.model, reply.usage))
             permit.settle(Outcome.SUCCESS, used_tokens=_counted(reply.usage))
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply

@@ -1,6 +1,7 @@
 """A request's way to a good answer: its routes in order, each with its retries."""
 
 import random
+from functools import partial
 
 from batcher.clock import monotonic
 from batcher.errors import (
@@ -8,6 +9,7 @@ from batcher.errors import (
     CallError,
     DeadlineExceeded,
     InvalidRequest,
+    KeyRefused,
     LaneParked,
     ModelUnavailable,
     Requeue,
@@ -35,28 +37,31 @@ class Completer:
 
         Raises:
             CallError: the job has failed; the last route's error.
-            LaneParked: every route lets nothing more through in this run.
+            LaneParked: no route answered, and one that lets nothing more through in this run may come back.
         """
         schema = story.job.schema
         if schema is not None and (fault := schema_fault(schema)):
             raise InvalidRequest(f"the schema cannot be used: {fault}", code="invalid_schema", sent=False)
-        obstacle: CallError | LaneParked | None = None
+        failure: CallError | None = None
+        parked: LaneParked | None = None
         for route in self._routing.candidates(story.job):
             try:
                 return await self._ask(story, route)
             except LaneParked as error:
-                # A failure on another route is no reason to give the job up while this one may come back.
-                obstacle = error
+                parked = error
+            except ModelUnavailable as error:
+                route.lane.park(f"{route.model}: closed for this run, {error}")
+                parked = LaneParked(str(error))
+            except (DeadlineExceeded, KeyRefused):
+                raise  # no other route changes that, now or in another run
             except CallError as error:
+                failure = error
                 if not error.try_next_route:
-                    raise
-                if isinstance(error, ModelUnavailable):
-                    route.lane.park(f"{route.model}: closed for this run, {error}")
-                    obstacle = LaneParked(str(error))
-                elif not isinstance(obstacle, LaneParked):
-                    obstacle = error
-        assert obstacle is not None  # a job names at least one model
-        raise obstacle
+                    break
+        if parked is not None:
+            raise parked  # a failure elsewhere is no reason to give up while this route may come back
+        assert failure is not None  # a job names at least one model
+        raise failure
 
     async def _ask(self, story: Story, route: Route) -> Reply:
         job = story.job
@@ -78,7 +83,8 @@ class Completer:
                 raise pending.pop()
             return await self._call(story, request, route)
 
-        again = retrying(tally, sleep=route.lane.backoff, random=random.random)
+        sleep = partial(self._routing.backoff, story.job, route)
+        again = retrying(tally, sleep=sleep, random=random.random)
         return await again(call)
 
     async def _call(self, story: Story, request: Request, route: Route) -> Reply:

@@ -73,7 +73,6 @@ class Executor:
             raise deadline_exceeded(story.job) from None
 
     def _result(self, story: Story, answer: Reply | Failure) -> Result:
-        usage = answer.usage if isinstance(answer, Reply) else None
         return Result(
             job=story.job,
             answer=answer,
@@ -83,8 +82,18 @@ class Executor:
             latency_s=story.latency_s,
             queued_s=monotonic() - story.began_at - story.in_calls_s,
             finished_at=utcnow().isoformat(timespec="milliseconds"),
-            cost_usd=self._pricing.cost_usd(story.model, usage),
+            cost_usd=self._cost_usd(story),
         )
+
+    def _cost_usd(self, story: Story) -> float | None:
+        """Return what all replies cost together, None if there was none or the cost of one is unknown."""
+        total_usd = None
+        for model, usage in story.charged:
+            cost_usd = self._pricing.cost_usd(model, usage)
+            if cost_usd is None:
+                return None
+            total_usd = cost_usd if total_usd is None else total_usd + cost_usd
+        return total_usd
 
 
 def _failure(error: CallError) -> Failure:

@@ -17,10 +17,14 @@ class JobQueue:
     def __len__(self) -> int:
         return self._left
 
-    @property
-    def models(self) -> list[str]:
-        """The models that jobs ask for, those with the most urgent next job first."""
-        return sorted(self._index.models, key=lambda model: -(self._index.next_priority(model) or 0))
+    def urgency(self) -> list[tuple[str, int]]:
+        """Return each model that jobs wait for, with the priority of its next one."""
+        priorities = ((model, self.next_priority(model)) for model in self._index.models)
+        return [(model, priority) for model, priority in priorities if priority is not None]
+
+    def next_priority(self, model: str) -> int | None:
+        """Return the priority of the next job of a model, None if there is none."""
+        return self._index.next_priority(model) if self._left else None
 
     def take(self, model: str, most: int) -> list[int]:
         """Take the next batch for a model: up to `most` rows of one priority, in the order of the file."""

@@ -1,5 +1,6 @@
 """From a model's name to the lane and the provider that serve it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,16 +19,26 @@ class Route:
 
 
 class Routing:
-    """The routes of a run, each made when its model is first asked for."""
+    """The routes of a run, each made when its model is first asked for.
+
+    Attributes:
+        asleep: for each model asked for, how many of its jobs sleep between two attempts, on whatever route.
+    """
 
     def __init__(self, provider: Provider, make_lane: Callable[[str], Lane]) -> None:
         self._provider = provider
         self._make_lane = make_lane
         self._routes: dict[str, Route] = {}
         self._parked = ""
+        self.asleep: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Routing {list(self._routes)}>"
+
+    @property
+    def parked(self) -> bool:
+        """Whether no route lets anything more through in this run."""
+        return bool(self._parked)
 
     def route(self, model: str) -> Route:
         """Return the route to `model`."""
@@ -42,6 +53,22 @@ class Routing:
         """Yield the routes that may answer `job`: the model asked for, then its fallbacks, each once."""
         for model in dict.fromkeys((job.model, *job.fallback)):
             yield self.route(model)
+
+    def has_open(self, job: Job) -> bool:
+        """Return whether a route is left that may answer `job` in this run."""
+        return any(route.lane.parked is None for route in self.candidates(job))
+
+    async def backoff(self, job: Job, route: Route, seconds: float) -> None:
+        """Sleep between two attempts at `job` on `route`; parking its lane ends the sleep.
+
+        Raises:
+            LaneParked: the route lets nothing more through in this run.
+        """
+        self.asleep[job.model] += 1
+        try:
+            await route.lane.backoff(seconds)
+        finally:
+            self.asleep[job.model] -= 1
 
     def lanes(self) -> list[Lane]:
         """Return the lanes that exist so far."""

@@ -95,7 +95,7 @@ class Rig:
         """Run to the end."""
         try:
             await self.run.run(
-                self.stop, lambda: "" if self.stats.reached_provider else self.stats.last_error
+                self.stop, lambda: None if self.stats.reached_provider else self.stats.last_error
             )
         finally:
             self._journal.close()
@@ -265,6 +265,25 @@ async def test_a_fallback_answers_where_the_model_is_gone(tmp_path: Path) -> Non
     await rig()
     assert rig.answered == ids(4)
     assert set(rig.stats.models) == {"other"}
+
+
+@pytest.mark.parametrize("fault", ["429-day", "model_not_found"])
+async def test_fallbacks_go_on_for_a_long_time_after_the_model_has_closed(tmp_path: Path, fault: str) -> None:
+    jobs = [{"id": name, "fallback": ["other"]} for name in ids(300)]
+    rig = Rig(tmp_path, jobs, SimulatorSettings(faults=FaultPlan(by_id={"j000": (fault,)})))
+    await rig()
+    assert (rig.answered, rig.failed) == (ids(300), {})
+    assert rig.stats.models["other"].succeeded > 290
+
+
+async def test_jobs_without_a_fallback_stay_pending_among_others_that_have_one(tmp_path: Path) -> None:
+    names = ids(300)
+    jobs = [{"id": name, **({"fallback": ["other"]} if name.endswith("9") else {})} for name in names]
+    rig = Rig(tmp_path, jobs, SimulatorSettings(faults=FaultPlan(by_id={"j000": ("model_not_found",)})))
+    await rig()
+    assert {name for name in names if name.endswith("9")} <= set(rig.answered)
+    assert len(rig.answered) < 40
+    assert (rig.failed, rig.stop.reason) == ({}, 75)
 
 
 async def test_a_run_that_reaches_nobody_for_a_minute_ends(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ Answer: TypeAlias = Reply | BaseException | None
 """What a call brings: a reply, what it raises, or (None) nothing until it is cancelled."""
 
 USAGE = Usage(input_tokens=10, output_tokens=5)
+PRICES = {
+    "m": Price(input_usd=1.0, output_usd=2.0),
+    "dear": Price(input_usd=1000.0, output_usd=2000.0),
+}
 
 
 def reply(text: str = "yes", usage: Usage | None = USAGE) -> Reply:
@@ -129,7 +133,7 @@ class Run:
         self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy())
         self.executor = Executor(
             self.completer,
-            Pricing("scripted", {"m": Price(input_usd=1.0, output_usd=2.0)}, default=FREE),
+            Pricing("scripted", PRICES, default=FREE),
             self.events.append,
             provider="scripted",
             on_key_refused=self.refused.append,

@@ -31,6 +31,7 @@ from batcher.types import Job, Reply
 
 YES = reply()
 BUSY = RateLimited("slow down", code="http_429", status=429, retry_after_s=10.0)
+LONG = RateLimited("come back", code="http_429", status=429, retry_after_s=7200.0)
 BROKEN = ServerError("oops", code="http_500", status=500)
 LOST = ConnectionLost("cut", code="lost")
 UNREACHED = ConnectFailed("refused", code="connect", sent=False)
@@ -39,6 +40,7 @@ FULL = CapacityExceeded("full", code="http_498", status=498)
 RETIRED = ModelUnavailable("retired", code="model_gone", status=404)
 LARGE = TooLarge("too large", code="http_413", status=413)
 BAD = InvalidRequest("bad", code="http_400", status=400)
+LATE = DeadlineExceeded("too late", code="deadline_exceeded")
 DEAD_KEY = KeyRefused("unknown key", code="http_401", status=401)
 
 ANSWER_SCHEMA = b'{"type":"object","required":["a"],"properties":{"a":{"type":"integer"}}}'
@@ -94,6 +96,12 @@ async def test_what_fails_in_the_end(error: CallError, others_succeed: bool, cal
     await asyncio.wait({other})
 
 
+async def test_a_server_error_that_asks_for_hours_gets_five_minutes() -> None:
+    run = Run({"m": [ServerError("down", code="http_503", status=503, retry_after_s=7200.0), YES]})
+    await complete(run, job())
+    assert [at for at, _, _ in run.provider.calls] == [0.0, 301.0]
+
+
 async def test_retries_wait_as_long_as_the_provider_asks() -> None:
     down = ServerError("down", code="http_503", status=503, retry_after_s=100.0)
     run = Run({"m": [down, BUSY, YES]})
@@ -145,7 +153,14 @@ async def test_without_a_fallback_what_the_limit_can_never_let_through_fails_at_
         pytest.param({"m": [RETIRED], "n": [LARGE]}, LaneParked, id="the first may come back"),
         pytest.param({"m": [LARGE], "n": [RETIRED]}, LaneParked, id="the second may come back"),
         pytest.param({"m": [LARGE], "n": [LARGE]}, TooLarge, id="too large for both"),
-        pytest.param({"m": [RETIRED], "n": [BAD]}, InvalidRequest, id="the second refuses it for good"),
+        pytest.param(
+            {"m": [RETIRED], "n": [BAD]}, LaneParked, id="the first may yet take what the second refuses"
+        ),
+        pytest.param({"m": [LONG], "n": [BAD]}, LaneParked, id="the first pauses for hours"),
+        pytest.param({"m": [LONG], "n": [BROKEN]}, LaneParked, id="the second fails for all its attempts"),
+        pytest.param({"m": [LARGE], "n": [BAD]}, InvalidRequest, id="both refuse it for good"),
+        pytest.param({"m": [LONG], "n": [DEAD_KEY]}, KeyRefused, id="the key is dead for all"),
+        pytest.param({"m": [LONG], "n": [LATE]}, DeadlineExceeded, id="its own time is over"),
     ],
 )
 async def test_how_it_ends_when_no_route_answers(
@@ -166,10 +181,10 @@ async def test_a_retired_model_closes_its_lane_for_all() -> None:
 
 
 async def test_a_job_that_waits_between_attempts_leaves_when_its_lane_parks() -> None:
-    run = Run({"m": [ServerError("down", code="http_503", status=503, retry_after_s=600.0), RETIRED]})
+    run = Run({"m": [ServerError("down", code="http_503", status=503, retry_after_s=200.0), RETIRED]})
     with pytest.raises(LaneParked):
         await asyncio.gather(complete(run, job()), complete(run, job()))
-    assert monotonic() < 600.0
+    assert monotonic() < 200.0
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from batcher.errors import (
     ServerError,
 )
 from batcher.events import JobStarted
-from batcher.types import Failure, Job
+from batcher.types import Failure, Job, Reply, Usage
 
 YES = reply()
 BUSY = RateLimited("slow down", code="http_429", status=429, retry_after_s=10.0)
+GONE = ModelUnavailable("retired", code="gone", status=404)
 BROKEN = ServerError("oops", code="http_500", status=500, body=b'{"error":1}', request_id="r-9")
 
 
@@ -44,6 +45,32 @@ async def test_a_failure_becomes_a_result_with_the_last_reply() -> None:
     assert result is not None
     assert result.answer == Failure(code="http_400", message="bad", status=400, body=b"{}", request_id="r-2")
     assert (result.ok, result.cost_usd) == (False, None)
+
+
+SCHEMA = b'{"type":"object"}'
+MISS, FIT = reply("no JSON", usage=Usage(input_tokens=100, output_tokens=50)), reply("{}")
+UNCOUNTED = reply("no JSON", usage=None)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "cost_usd"),
+    [
+        pytest.param({"m": [MISS, FIT]}, 200e-6 + 20e-6, id="a miss, then the answer"),
+        pytest.param({"m": [MISS]}, 3 * 200e-6, id="nothing but misses"),
+        pytest.param({"m": [UNCOUNTED, FIT]}, None, id="a miss of unknown size"),
+        pytest.param({"m": [BROKEN, FIT]}, 20e-6, id="an error is free"),
+        pytest.param({"m": [MISS, GONE], "dear": [FIT]}, 200e-6 + 20e-3, id="each at the price of its model"),
+    ],
+)
+async def test_every_paid_reply_is_in_the_cost(
+    scripts: dict[str, Sequence[Answer]], cost_usd: float | None
+) -> None:
+    run = Run(scripts)
+    result = await run.executor.execute(job(schema=SCHEMA, fallback=("dear",)))
+    assert result is not None
+    assert result.cost_usd == (None if cost_usd is None else pytest.approx(cost_usd))
+    if isinstance(result.answer, Reply):
+        assert result.answer.usage == USAGE
 
 
 async def test_a_fallback_is_named_in_the_result() -> None:

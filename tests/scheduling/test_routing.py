@@ -1,6 +1,8 @@
 """Routes are made once, offered in the order a job names them, and closed all together."""
 
-from lane_kit import make_lane
+import asyncio
+
+from lane_kit import make_lane, settled
 
 from batcher.errors import LaneParked
 from batcher.scheduling.lane import Lane
@@ -66,10 +68,39 @@ async def test_a_fallback_that_is_not_needed_has_no_lane() -> None:
     assert made == ["a"]
 
 
+async def test_a_job_is_startable_as_long_as_one_of_its_routes_is_open() -> None:
+    routing, _ = make_routing()
+    asked = job("a", "b")
+    assert routing.has_open(asked)
+    routing.route("a").lane.park("closed")
+    assert routing.has_open(asked)
+    assert not routing.has_open(job("a"))
+    routing.route("b").lane.park("closed")
+    assert not routing.has_open(asked)
+    assert not routing.parked
+
+
+async def test_a_job_that_sleeps_counts_for_the_model_that_it_asked_for() -> None:
+    routing, _ = make_routing()
+    asked = job("a", "b")
+    sleeps = [asyncio.create_task(routing.backoff(asked, routing.route("b"), 60.0)) for _ in range(3)]
+    await settled()
+    assert (routing.asleep["a"], routing.asleep["b"]) == (3, 0)
+    sleeps[0].cancel()
+    await settled()
+    assert routing.asleep["a"] == 2
+    routing.route("b").lane.park("closed")
+    ended = await asyncio.gather(*sleeps[1:], return_exceptions=True)
+    assert [type(error) for error in ended] == [LaneParked] * 2
+    assert routing.asleep["a"] == 0
+
+
 async def test_parking_closes_the_routes_that_are_and_those_to_come() -> None:
     routing, _ = make_routing()
     early = routing.route("a")
+    assert not routing.parked
     routing.park("stopped")
+    assert routing.parked
     late = routing.route("b")
     for route in (early, late):
         assert isinstance(route.lane.parked, LaneParked)

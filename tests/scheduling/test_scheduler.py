@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from hypothesis import given
 from hypothesis import strategies as st
 from lane_kit import make_lane, settled
-from test_queue import Listed, files, queue_of
+from test_queue import Listed, files, models, queue_of
 from test_routing import Unused
 from virtual_clock import VirtualClockLoop
 
@@ -19,12 +19,17 @@ from batcher.types import Job
 
 @contextmanager
 def scheduling(
-    listed: Listed, *, concurrency: int, slack: int = 0, limit: int | None = None
+    listed: Listed,
+    *,
+    concurrency: int,
+    slack: int = 0,
+    limit: int | None = None,
+    fallback: Mapping[int, str] | None = None,
 ) -> Iterator[tuple[Scheduler, Routing, list[Job]]]:
     """Make a scheduler over a file of jobs, its routes, and the list of the jobs it starts."""
     started: list[Job] = []
     routing = Routing(Unused(), lambda model: make_lane(route=model))
-    with queue_of(listed, limit) as queue:
+    with queue_of(listed, limit, fallback=fallback) as queue:
         yield (
             Scheduler(queue, routing, started.append, concurrency=concurrency, slack=slack),
             routing,
@@ -97,29 +102,120 @@ def test_every_job_is_started_once_and_never_too_many_are_alive(
         runner.run(run())
 
 
+@given(
+    listed=files,
+    fallback=st.dictionaries(st.integers(0, 39), models),
+    concurrency=st.integers(1, 4),
+    order=st.randoms(use_true_random=False),
+)
+def test_whatever_parks_or_sleeps_no_job_that_could_run_is_left_behind(
+    listed: Listed, fallback: dict[int, str], concurrency: int, order: random.Random
+) -> None:
+    fallback = {number: model for number, model in fallback.items() if number < len(listed)}
+
+    async def run() -> None:
+        with scheduling(listed, concurrency=concurrency, fallback=fallback) as (scheduler, routing, started):
+            scheduler.fill()
+            sleeps: dict[str, asyncio.Task[None]] = {}
+            ended = 0
+            while ended < len(started):
+                # Jobs end in any order: the one that does is swapped to where the next is taken from.
+                picked = order.randrange(ended, len(started))
+                started[ended], started[picked] = started[picked], started[ended]
+                job = started[ended]
+                chance = order.random()
+                if chance < 0.03:
+                    routing.route(order.choice("abc")).lane.park("closed")
+                elif chance < 0.7 and job.id not in sleeps:
+                    elsewhere = routing.route(order.choice("abc"))
+                    sleeps[job.id] = asyncio.create_task(routing.backoff(job, elsewhere, 60.0))
+                    await settled()
+                else:
+                    if job.id in sleeps:
+                        sleeps[job.id].cancel()
+                        await asyncio.gather(sleeps[job.id], return_exceptions=True)
+                    ended += 1
+                    scheduler.finished(job)
+            assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 0 left>>"
+            seen = ids(started)
+            assert len(set(seen)) == len(seen)
+            for number, (model, _) in enumerate(listed):
+                if number not in seen:
+                    routes = {model, fallback.get(number, model)}
+                    assert all(routing.route(name).lane.parked for name in routes)
+
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(run())
+
+
 async def test_jobs_that_sleep_between_attempts_leave_their_room_to_others() -> None:
     with scheduling([("a", 0)] * 40, concurrency=3, slack=1) as (scheduler, routing, started):
         scheduler.fill()
-        lane = routing.route("a").lane
-        sleeping = [asyncio.create_task(lane.backoff(60.0)) for _ in range(3)]
+
+        def fall_asleep(count: int) -> list[asyncio.Task[None]]:
+            # On another route, as jobs do that have fallen back.
+            return [
+                asyncio.create_task(routing.backoff(started[0], routing.route("b"), 60.0))
+                for _ in range(count)
+            ]
+
+        sleeping = fall_asleep(3)
         await settled()
         scheduler.finished(started[3])
         assert len(started) == 8, "three sleep, four may be awake"
-        sleeping += [asyncio.create_task(lane.backoff(60.0)) for _ in range(3)]
+        sleeping += fall_asleep(3)
         await settled()
         scheduler.finished(started[4])
         assert len(started) == 12
-        sleeping += [asyncio.create_task(lane.backoff(60.0)) for _ in range(2)]
+        sleeping += fall_asleep(2)
         await settled()
         scheduler.finished(started[5])
         assert len(started) == 12, "twice the room sleep: that is enough"
         await asyncio.gather(*sleeping)
 
 
-async def test_a_parked_lane_gets_no_more_jobs_while_others_go_on() -> None:
+async def test_a_parked_lane_does_not_keep_others_from_going_on() -> None:
     with scheduling([("a", 0)] * 5 + [("b", 0)] * 5, concurrency=1) as (scheduler, routing, started):
         scheduler.fill()
         routing.route("a").lane.park("closed")
+        for number in range(10):
+            scheduler.finished(started[number])
+        assert [job.id for job in started if job.model == "b"] == ["5", "6", "7", "8", "9"]
+        assert scheduler.idle
+
+
+async def test_sleepers_of_another_model_take_no_room() -> None:
+    with scheduling([("a", 0)] * 20 + [("b", 0)] * 4, concurrency=1) as (scheduler, routing, started):
+        scheduler.fill()
+        route = routing.route("b")
+        sleeping = [asyncio.create_task(routing.backoff(started[0], route, 60.0)) for _ in range(8)]
+        await settled()
+        for _ in range(4):
+            scheduler.finished(next(job for job in reversed(started) if job.model == "b"))
+        assert sum(job.model == "b" for job in started) == 4
+        await asyncio.gather(*sleeping)
+
+
+async def test_a_parked_lane_stops_only_the_jobs_without_an_open_fallback() -> None:
+    with_fallback = dict.fromkeys(range(100, 110), "b")
+    with scheduling([("a", 0)] * 200, concurrency=4, fallback=with_fallback) as (scheduler, routing, started):
+        routing.route("a").lane.park("closed")
+        scheduler.fill()
+        assert len(started) == 1, "each batch is looked through in a turn of its own"
+        for done in range(200):
+            if done < len(started):
+                scheduler.finished(started[done])
+        assert scheduler.idle
+        assert set(with_fallback) <= set(ids(started))
+        assert sum(number < 100 for number in ids(started)) == 25, "one of each batch, to bring the next"
+        assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 0 left>>"
+
+
+async def test_when_all_routes_park_nothing_is_read_any_more() -> None:
+    with scheduling([("a", 0)] * 9, concurrency=2, fallback={4: "b"}) as (scheduler, routing, started):
+        scheduler.fill()
+        routing.park("stopped")
         for job in list(started):
             scheduler.finished(job)
-        assert [job.model for job in started] == ["a", "b", "b"]
+        scheduler.fill()
+        assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 7 left>>"
