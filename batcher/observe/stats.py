@@ -13,7 +13,7 @@ from batcher.events import (
     JobStarted,
     LaneChanged,
 )
-from batcher.types import Outcome, Reply, Result
+from batcher.types import Outcome, Reply, Result, Usage
 
 NOTICES_KEPT = 50
 
@@ -124,27 +124,32 @@ class Stats:
             self.call_errors[event.code] += 1
             self.refused_429 += event.status == 429
             self.maybe_charged += event.sent and not event.status
+        if event.usage is not None:
+            self._count_tokens(event.usage, self._model(event.route))
 
     def _finished(self, result: Result) -> None:
-        model = self.models.setdefault(result.model, ModelStats())
+        model = self._model(result.model)
         self.latency.add(result.latency_s)
         self.queued.add(result.queued_s)
+        if result.cost_usd is not None:  # answers that missed their schema were paid for, too
+            self.cost_usd += result.cost_usd
+            model.cost_usd += result.cost_usd
         answer = result.answer
-        if not isinstance(answer, Reply):
+        if isinstance(answer, Reply):
+            self.succeeded += 1
+            model.succeeded += 1
+            self.cost_unknown += result.cost_usd is None
+        else:
             self.failed += 1
             model.failed += 1
             self.failures[answer.code] += 1
-            return
-        self.succeeded += 1
-        model.succeeded += 1
-        if result.cost_usd is None:
-            self.cost_unknown += 1
-        else:
-            self.cost_usd += result.cost_usd
-            model.cost_usd += result.cost_usd
-        if answer.usage is not None:
-            self.input_tokens += answer.usage.input_tokens
-            self.output_tokens += answer.usage.output_tokens
-            self.cached_tokens += answer.usage.cached_tokens
-            model.input_tokens += answer.usage.input_tokens
-            model.output_tokens += answer.usage.output_tokens
+
+    def _model(self, name: str) -> ModelStats:
+        return self.models.setdefault(name, ModelStats())
+
+    def _count_tokens(self, usage: Usage, model: ModelStats) -> None:
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.cached_tokens += usage.cached_tokens
+        model.input_tokens += usage.input_tokens
+        model.output_tokens += usage.output_tokens

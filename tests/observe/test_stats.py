@@ -23,19 +23,26 @@ JOB = Job(
 
 
 def attempt(
-    outcome: Outcome = Outcome.SUCCESS, *, call: int = 1, code: str = "", status: int = 200, sent: bool = True
+    outcome: Outcome = Outcome.SUCCESS,
+    *,
+    call: int = 1,
+    route: str = "m",
+    code: str = "",
+    status: int = 200,
+    sent: bool = True,
+    usage: Usage | None = None,
 ) -> AttemptFinished:
     return AttemptFinished(
         job_id="j",
         call=call,
-        route="m",
+        route=route,
         outcome=outcome,
         code=code,
         message=f"message of {code}",
         status=status,
         latency_s=0.5,
         sent=sent,
-        usage=None,
+        usage=usage,
     )
 
 
@@ -105,7 +112,9 @@ def test_calls_are_counted_by_what_became_of_them() -> None:
 def test_results_are_counted_by_model() -> None:
     stats = Stats()
     usage = Usage(input_tokens=10, output_tokens=5, cached_tokens=4)
+    stats(attempt(Outcome.SUCCESS, usage=usage))
     stats(finished(reply(usage), cost_usd=0.5))
+    stats(attempt(Outcome.SUCCESS, route="n", usage=usage))
     stats(finished(reply(usage), model="n", cost_usd=0.25))
     stats(finished(reply(None)))
     stats(finished(Failure(code="http_400", message="bad")))
@@ -116,6 +125,16 @@ def test_results_are_counted_by_model() -> None:
     assert (stats.models["m"].succeeded, stats.models["m"].failed, stats.models["m"].cost_usd) == (2, 1, 0.5)
     assert (stats.models["n"].input_tokens, stats.models["n"].output_tokens) == (10, 5)
     assert (stats.latency.count, stats.latency.longest_s, stats.queued.sum_s) == (4, 2.0, 4.0)
+
+
+def test_answers_that_missed_their_schema_are_paid_for() -> None:
+    stats = Stats()
+    usage = Usage(input_tokens=10, output_tokens=5)
+    for _ in range(3):
+        stats(attempt(Outcome.SUCCESS, usage=usage))
+    stats(finished(Failure(code="schema_mismatch", message="no"), cost_usd=0.3))
+    assert (stats.input_tokens, stats.output_tokens, stats.cost_usd) == (30, 15, 0.3)
+    assert (stats.failed, stats.cost_unknown) == (1, 0)
 
 
 def test_the_last_notices_are_kept() -> None:
