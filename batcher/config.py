@@ -50,7 +50,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         default_max_completion_tokens: for short lines that set no maximum.
         rpm: requests a minute, per model.
         tpm: tokens a minute, per model.
-        concurrency: calls in flight, over the whole run.
+        rpd: requests a day, per model.
+        tpd: tokens a day, per model.
+        itpm: input tokens a minute, per model.
+        otpm: output tokens a minute, per model.
+        window: `any` keeps minute limits over every 60 s; `bucket` spends Groq's full bucket at the start.
+        concurrency: the most calls in flight over the whole run; how many are of use is found out.
         timeout: seconds for one attempt from its start to the last byte.
         connect_timeout: seconds for a connection to come about.
         grace: seconds that calls in flight may go on after a stop.
@@ -73,7 +78,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     default_max_completion_tokens: Positive | None = None
     rpm: Positive | None = None
     tpm: Positive | None = None
-    concurrency: Positive = 64
+    rpd: Positive | None = None
+    tpd: Positive | None = None
+    itpm: Positive | None = None
+    otpm: Positive | None = None
+    window: Literal["any", "bucket"] = "any"
+    concurrency: Positive = 256
     timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 300.0
     connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 10.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 60.0

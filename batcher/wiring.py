@@ -14,9 +14,11 @@ from batcher.events import Emit
 from batcher.execution.attempt import Attempts, CallLog
 from batcher.execution.complete import Completer
 from batcher.execution.execute import Executor
+from batcher.limits.quota import QuotaLimits
 from batcher.pricing import FREE, Pricing
 from batcher.providers.base import Provider
 from batcher.results import ResultWriter
+from batcher.scheduling.allowance import ProviderRules
 from batcher.scheduling.lane import Lane, LaneLimits
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
@@ -152,9 +154,19 @@ def build_run(
         room: waits while who takes the results has fallen behind.
     """
     slots = RunSlots(concurrency)
+    groq = provider.name == "groq"
     lane_limits = LaneLimits(
-        requests_per_minute=settings.rpm,
-        tokens_per_minute=settings.tpm,
+        quota=QuotaLimits(
+            rpm=settings.rpm,
+            rpd=settings.rpd,
+            tpm=settings.tpm,
+            tpd=settings.tpd,
+            itpm=settings.itpm,
+            otpm=settings.otpm,
+            window=settings.window,
+        ),
+        concurrency=concurrency,
+        rules=ProviderRules(admits_maximum=groq, cached_tokens_count=not groq),
         deadline_at=math.inf if deadline_at is None else deadline_at,
     )
 

@@ -33,7 +33,7 @@ batcher run jobs.jsonl --retry-failed              run those again that failed f
 @option("--model", help="Model for lines that name none.")
 @option("--rpm", type=click.IntRange(min=1), help="Requests a minute, per model.")
 @option("--tpm", type=click.IntRange(min=1), help="Tokens a minute, per model.")
-@option("--concurrency", type=click.IntRange(min=1), help="Calls in flight over the whole run (64).")
+@option("--concurrency", type=click.IntRange(min=1), help="Most calls in flight over the whole run (256).")
 @option("--deadline", type=Deadline(), metavar="WHEN", help="Ends the run: a duration (2h) or an ISO time.")
 @option("--grace", type=Duration(), metavar="S", help="How long calls in flight may go on after a stop (60).")
 @option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N more jobs.")

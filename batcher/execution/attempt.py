@@ -6,9 +6,10 @@ from typing import Protocol
 from batcher.clock import monotonic
 from batcher.errors import CallError, RateLimited
 from batcher.events import AttemptFinished, Emit
-from batcher.scheduling.lane import Permit, used_tokens_after
+from batcher.providers.limit_headers import limit_named
+from batcher.scheduling.allowance import Lesson
+from batcher.scheduling.lane import Permit
 from batcher.scheduling.routing import Route
-from batcher.text.bodies import estimate_tokens
 from batcher.types import Job, Outcome, Reply, Request, Usage
 
 
@@ -76,12 +77,8 @@ class Attempts:
             LaneParked: the lane lets nothing more through in this run.
         """
         job, lane = story.job, route.lane
-        tokens = (
-            estimate_tokens(request.body, answers=request.endpoint != "/v1/embeddings")
-            if lane.counts_tokens
-            else 0
-        )
-        with await lane.permit(priority=job.priority, since=story.began_at, tokens=tokens) as permit:
+        demand = lane.demand(request.body, answers=request.endpoint != "/v1/embeddings")
+        with await lane.permit(priority=job.priority, since=story.began_at, demand=demand) as permit:
             story.calls += 1
             story.model = request.model
             self._journal.sent(job.id, job.request_sha256, story.calls, request.model)
@@ -100,19 +97,21 @@ class Attempts:
             self._clock(story, sent_at)
             story.attempts += 1
             story.charged.append((request.model, reply.usage))
-            permit.settle(Outcome.SUCCESS, used_tokens=_counted(reply.usage))
+            permit.settle(
+                Lesson(
+                    outcome=Outcome.SUCCESS,
+                    usage=reply.usage,
+                    sent_bytes=len(request.body),
+                    seen=reply.limits,
+                )
+            )
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply
 
     def _failed(self, story: Story, permit: Permit, sent_at: float, error: CallError) -> None:
         self._clock(story, sent_at)
         story.attempts += error.counts_attempt
-        permit.settle(
-            error.outcome,
-            used_tokens=used_tokens_after(error),
-            retry_after_s=error.retry_after_s,
-            refused=isinstance(error, RateLimited),
-        )
+        permit.settle(_lesson(error))
         if error.sent and not error.status:
             self._journal.unknown(story.job.id, story.calls, error.code)
         self._tell(story, error.outcome, error=error)
@@ -146,6 +145,13 @@ class Attempts:
         )
 
 
-def _counted(usage: Usage | None) -> int | None:
-    """Return the tokens that count towards limits: cached ones do not."""
-    return None if usage is None else usage.total_tokens - usage.cached_tokens
+def _lesson(error: CallError) -> Lesson:
+    refused = isinstance(error, RateLimited)
+    return Lesson(
+        outcome=error.outcome,
+        admitted=error.sent and error.outcome is not Outcome.OVERLOADED,
+        seen=error.limits,
+        refused=refused,
+        retry_after_s=error.retry_after_s,
+        limit_name=limit_named(str(error)) if refused else None,
+    )

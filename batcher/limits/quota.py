@@ -1,71 +1,11 @@
 """The quota of one route: what a request reserves, what its answer really cost, what headers teach."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from batcher.limits.bucket import WINDOW_S, SlotRing, TokenBucket
+from batcher.limits.limit import DAY_S, IN_HEADERS, KINDS, MINUTE_S, Demand, Hold, Limit
 from batcher.types import RateLimits
-
-EVEN_SHARE = 0.05
-"""Share of the minute's tokens that may go out at once; the rest flows at the even rate."""
-
-MINUTE_S = 60.0
-DAY_S = 86_400.0
-
-RAISED_PER_MINUTE = 0.2
-"""Share of a higher limit in the headers by which the limit kept rises in a minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Tokens held for one attempt until it is settled."""
-
-    tokens: int
-    slot: int
-
-
-class TokenQuota:
-    """Tokens a minute: reserved at admission, settled with the real usage.
-
-    Over any 60 s what was admitted stays at or below `tokens_per_minute`, as reserved or, once it is
-    known, as used.
-    """
-
-    def __init__(self, tokens_per_minute: float, now: float) -> None:
-        self.tokens_per_minute = tokens_per_minute
-        self._ring = SlotRing(tokens_per_minute)
-        self._even = TokenBucket(tokens_per_minute / WINDOW_S, tokens_per_minute * EVEN_SHARE, now)
-
-    def __repr__(self) -> str:
-        return f"<TokenQuota {self._ring!r} {self._even!r}>"
-
-    def fits(self, tokens: int) -> bool:
-        """Return whether a request of `tokens` can ever pass."""
-        return tokens <= self.tokens_per_minute
-
-    def free_at(self, tokens: float, now: float) -> float:
-        """Return when `tokens` may pass: `now` or later, `inf` if never."""
-        at = self._ring.free_at(tokens, now)
-        return at if math.isinf(at) else max(at, self._even.free_at(tokens, now))
-
-    def reserve(self, tokens: int, now: float) -> Reservation:
-        """Hold `tokens` for an attempt that starts now."""
-        self._even.take(tokens, now)
-        return Reservation(tokens, self._ring.add(tokens, now))
-
-    def settle(self, reservation: Reservation, used: int, now: float) -> None:
-        """Correct a reservation to the tokens really used (0 if the provider did not admit it)."""
-        delta = used - reservation.tokens
-        if delta:
-            self._even.give_back(-delta, now)
-            self._ring.correct(reservation.slot, delta, now)
-
-    def resize(self, tokens_per_minute: float, now: float) -> None:
-        """Keep another limit from now on; what was admitted already counts against it."""
-        self.tokens_per_minute = self._ring.limit = tokens_per_minute
-        _resize(self._even, tokens_per_minute / WINDOW_S, tokens_per_minute * EVEN_SHARE, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,19 +32,12 @@ class QuotaLimits:
     window: Literal["any", "bucket"] = "any"
 
 
-class Demand(NamedTuple):
-    """Tokens that a request may use, or that its answer did use (both >= 0)."""
-
-    input_tokens: int
-    output_tokens: int
-
-
 class QuotaReservation:
     """What one attempt holds of every limit, from `Quota.reserve` until `Quota.settle` and `Quota.adopt`."""
 
     __slots__ = ("at", "counted", "holds")
 
-    def __init__(self, at: float, counted: Demand | None, holds: "list[_Hold]") -> None:
+    def __init__(self, at: float, counted: Demand | None, holds: "list[Hold]") -> None:
         self.at = at
         self.counted = counted
         self.holds = holds
@@ -133,9 +66,9 @@ class Quota:
         }
         evenly = limits.window == "any"
         self._limits = {
-            name: _Limit(kind, told[name], now, evenly=evenly and kind.window_s == MINUTE_S and name != "RPM")
-            for name, kind in _KINDS.items()
-            if told[name] is not None or name in _IN_HEADERS
+            name: Limit(kind, told[name], now, evenly=evenly and kind.window_s == MINUTE_S and name != "RPM")
+            for name, kind in KINDS.items()
+            if told[name] is not None or name in IN_HEADERS
         }
         self._nothing_before = -math.inf
         self._newest_used = -math.inf
@@ -256,146 +189,3 @@ class Quota:
         for one in self._limits.values():
             if one.kind.window_s == MINUTE_S:
                 one.set_share(share, now)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    name: str
-    window_s: float
-    unit: str
-    amount: Callable[[Demand], int]
-
-    @property
-    def per(self) -> str:
-        return "a minute" if self.window_s == MINUTE_S else "a day"
-
-
-def _one(_: Demand) -> int:
-    return 1
-
-
-def _all_tokens(demand: Demand) -> int:
-    return demand[0] + demand[1]
-
-
-def _input(demand: Demand) -> int:
-    return demand[0]
-
-
-def _output(demand: Demand) -> int:
-    return demand[1]
-
-
-_KINDS = {
-    kind.name: kind
-    for kind in (
-        _Kind("RPM", MINUTE_S, "requests", _one),
-        _Kind("RPD", DAY_S, "requests", _one),
-        _Kind("TPM", MINUTE_S, "tokens", _all_tokens),
-        _Kind("TPD", DAY_S, "tokens", _all_tokens),
-        _Kind("ITPM", MINUTE_S, "input tokens", _input),
-        _Kind("OTPM", MINUTE_S, "output tokens", _output),
-    )
-}
-_IN_HEADERS = ("RPM", "RPD", "TPM")
-
-
-class _Hold(NamedTuple):
-    amount: int
-    spent: float  # by this run when the hold was made, it included
-    minute: Reservation | None
-
-
-class _Limit:
-    """One limit: what the provider is believed to have left, and our own bound on any minute if there is one.
-
-    While the limit is unknown it is infinite, and what passes counts all the same.
-    """
-
-    __slots__ = ("_belief", "_learned_at", "_minute", "_share", "_spent", "_told", "kind", "limit")
-
-    def __init__(self, kind: _Kind, told: int | None, now: float, *, evenly: bool) -> None:
-        self.kind = kind
-        self.limit: float = math.inf if told is None else told
-        self._told = self.limit
-        self._share = 1.0
-        self._belief = TokenBucket(self.limit / kind.window_s, self.limit, now)
-        self._minute = TokenQuota(self.limit, now) if evenly else None
-        self._spent = 0.0
-        self._learned_at = now
-
-    def __repr__(self) -> str:
-        return f"<{self.kind.name} {self._belief!r} {self._minute!r}>"
-
-    @property
-    def size(self) -> float:
-        return self.limit * self._share
-
-    def free_at(self, amount: int, now: float) -> float:
-        if math.isinf(self.limit):
-            return now
-        at = self._belief.free_at(amount, now)
-        if self._minute is None:
-            return at
-        # What is above our share passes, alone, once a minute of ours is empty: others may go any time.
-        return max(at, self._minute.free_at(min(amount, self._minute.tokens_per_minute), now))
-
-    def reserve(self, amount: int, now: float) -> _Hold:
-        self._spent += amount
-        self._belief.take(amount, now)
-        return _Hold(amount, self._spent, self._minute.reserve(amount, now) if self._minute else None)
-
-    def settle(self, hold: _Hold, used: int, now: float) -> None:
-        if used == hold.amount:
-            return
-        self._spent += used - hold.amount
-        self._belief.give_back(hold.amount - used, now)
-        if self._minute is not None and hold.minute is not None:
-            self._minute.settle(hold.minute, used, now)
-
-    def learn(self, seen: int, now: float) -> str:
-        before, target = self.limit, min(seen, self._told)
-        elapsed_s = min(now - self._learned_at, MINUTE_S)
-        self._learned_at = now
-        if target == before:
-            return ""
-        self.limit = min(target, before + RAISED_PER_MINUTE * target * elapsed_s / MINUTE_S)
-        self._resize(now)
-        if self.limit < target:
-            return ""
-        now_allowed = f"{target:,.0f} {self.kind.unit} {self.kind.per} ({self.kind.name})"
-        return f"the provider allows {now_allowed}" + ("" if math.isinf(before) else f", not {before:,.0f}")
-
-    def believe(self, left: int, hold: _Hold, elapsed_s: float, now: float) -> None:
-        """Lower what is left to what the provider said, counted when the call came in or when it ended."""
-        if math.isinf(self.limit):
-            return
-        since = self._spent - hold.spent - self._belief.rate * elapsed_s
-        excess = self._belief.level(now) - (left * self._share - max(0.0, since))
-        if excess > 0:
-            self._belief.take(excess, now)
-
-    def deplete(self, wait_s: float, amount: int, now: float) -> None:
-        """Lower what is left so far that `amount` is there again after `wait_s`."""
-        excess = self._belief.level(now) - (amount - self._belief.rate * wait_s)
-        if not math.isinf(self.limit) and excess > 0:
-            self._belief.take(excess, now)
-
-    def used_elsewhere(self, used: int, age_s: float, now: float) -> None:
-        if not math.isinf(self.limit):
-            self._belief.take(max(0.0, used - self._belief.rate * age_s), now)
-
-    def set_share(self, share: float, now: float) -> None:
-        self._share = share
-        self._resize(now)
-
-    def _resize(self, now: float) -> None:
-        _resize(self._belief, self.size / self.kind.window_s, self.size, now)
-        if self._minute is not None:
-            self._minute.resize(self.size, now)
-
-
-def _resize(bucket: TokenBucket, rate: float, capacity: float, now: float) -> None:
-    bucket.level(now)  # what has flowed in so far came at the old rate
-    bucket.rate, bucket.capacity = rate, capacity
-    bucket.give_back(0.0, now)

@@ -4,34 +4,36 @@ import asyncio
 import heapq
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from batcher.clock import monotonic
-from batcher.errors import CallError, LaneParked, TooLarge
+from batcher.errors import LaneParked, TooLarge
 from batcher.events import CircuitChanged, Emit, LaneChanged
 from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
-from batcher.limits.pause import Pause
-from batcher.limits.quota import Reservation, TokenQuota
-from batcher.scheduling.pacer import Pacer
+from batcher.limits.limit import Demand
+from batcher.limits.quota import QuotaLimits
+from batcher.scheduling.allowance import NOTHING, Allowance, Hold, Lesson, ProviderRules
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
-    """What a lane was told to keep; None is no limit.
+    """What a lane was told to keep.
 
     Attributes:
-        requests_per_minute: paced evenly.
-        tokens_per_minute: reserved before a call, settled after it.
+        quota: requests and tokens; what is None may be learned from the provider's headers.
+        concurrency: the most calls in flight.
+        rules: how the provider counts.
         longest_pause_s: a provider that asks for a longer pause parks the lane instead.
         deadline_at: the run's end in loop time; a pause beyond it parks the lane, too.
     """
 
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
+    quota: QuotaLimits = field(default_factory=QuotaLimits)
+    concurrency: int = 256
+    rules: ProviderRules = field(default_factory=ProviderRules)
     longest_pause_s: float = 3600.0
     deadline_at: float = math.inf
 
@@ -39,29 +41,16 @@ class LaneLimits:
 class Permit:
     """Leave for one attempt, settled exactly once; left unsettled (cancelled), it counts as `IGNORED`."""
 
-    __slots__ = ("_lane", "_open", "_reservation", "_ticket")
+    __slots__ = ("_hold", "_lane", "_open", "_ticket")
 
-    def __init__(self, lane: "Lane", reservation: Reservation | None, ticket: Ticket) -> None:
+    def __init__(self, lane: "Lane", hold: Hold, ticket: Ticket) -> None:
         self._lane = lane
-        self._reservation = reservation
+        self._hold = hold
         self._ticket = ticket
         self._open = True
 
-    def settle(
-        self,
-        outcome: Outcome,
-        *,
-        used_tokens: int | None = None,
-        retry_after_s: float | None = None,
-        refused: bool = False,
-    ) -> None:
+    def settle(self, lesson: Lesson) -> None:
         """Give the slot back and tell the lane what the attempt brought.
-
-        Args:
-            outcome: what the attempt teaches.
-            used_tokens: tokens charged; None keeps the reservation as charged.
-            retry_after_s: the pause the provider asked for, if it did.
-            refused: the provider lets nothing through for now (429): the whole lane pauses.
 
         Raises:
             RuntimeError: the permit was settled before.
@@ -69,14 +58,7 @@ class Permit:
         if not self._open:
             raise RuntimeError("a permit is settled exactly once")
         self._open = False
-        self._lane._settle(
-            self._reservation,
-            self._ticket,
-            outcome,
-            used_tokens=used_tokens,
-            retry_after_s=retry_after_s,
-            refused=refused,
-        )
+        self._lane._settle(self._hold, self._ticket, lesson)
 
     def __enter__(self) -> Self:
         return self
@@ -85,21 +67,21 @@ class Permit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._open:
-            self.settle(Outcome.IGNORED)
+            self.settle(Lesson(outcome=Outcome.IGNORED))
 
 
 @dataclass(slots=True)
 class _Waiter:
     future: asyncio.Future[Permit]
-    tokens: int
+    demand: Demand
 
 
 class Lane:
     """Lets attempts of one route through while every gate says yes in the same step.
 
-    The gates: not paused or parked, a slot of the run, the circuit breaker, a pacing token, the token
-    quota. When one says no, a single timer is set to the earliest moment that can change the answer; a
-    gate without such a moment calls back.
+    The gates: not parked, the circuit breaker, the provider's allowance (pause, concurrency, quota, pace), a
+    slot of the run. When one says no, a single timer is set to the earliest moment that can change the
+    answer; a gate without such a moment calls back.
     """
 
     def __init__(
@@ -113,18 +95,15 @@ class Lane:
     ) -> None:
         self.route = route
         self.in_flight = 0
-        self.backing_off = 0
         self.last_success_at = -math.inf
         self._limits = limits
         self._slots = slots
         self._breaker = CircuitBreaker(breaker, random=random.random)
         self._emit = emit
-        self._quota = TokenQuota(limits.tokens_per_minute, monotonic()) if limits.tokens_per_minute else None
-        self._pacer = Pacer(limits.requests_per_minute, self._assign) if limits.requests_per_minute else None
+        self._allowance = Allowance(limits.quota, limits.concurrency, limits.rules, self._assign, monotonic())
         self._waiters: list[tuple[int, float, int, _Waiter]] = []  # (-priority, since, number, waiter)
         self._arrivals = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._pause = Pause()
         self._parked: LaneParked | None = None
         self._sleepers: set[asyncio.Future[None]] = set()
 
@@ -142,9 +121,18 @@ class Lane:
         return self._parked
 
     @property
-    def counts_tokens(self) -> bool:
-        """Whether an attempt must say how many tokens it may use."""
-        return self._quota is not None
+    def concurrency(self) -> int:
+        """Calls that may be in flight on this lane now."""
+        return self._allowance.concurrency
+
+    def demand(self, body: bytes, *, answers: bool) -> Demand:
+        """Estimate the tokens that a request may use, for `permit`.
+
+        Args:
+            body: the JSON object to be sent.
+            answers: whether the endpoint writes text; embeddings do not.
+        """
+        return self._allowance.demand(body, answers=answers)
 
     def hindrance(self, now: float) -> str:
         """Return what holds this lane back at `now`, in words, or ""."""
@@ -152,31 +140,26 @@ class Lane:
             return str(self._parked)
         if self._breaker.state is Circuit.OPEN:
             return f"{self.route} fails, next try in {max(0.0, self._breaker.free_at(now) - now):.0f} s"
-        if self._pause.until > now:
-            return f"{self.route} pauses for {self._pause.until - now:.0f} s"
+        if self._allowance.pause.until > now:
+            return f"{self.route} pauses for {self._allowance.pause.until - now:.0f} s"
         return ""
 
-    async def permit(self, *, priority: int = 0, since: float = 0.0, tokens: int = 0) -> Permit:
+    async def permit(self, *, priority: int = 0, since: float = 0.0, demand: Demand = NOTHING) -> Permit:
         """Wait until an attempt may start.
 
         Args:
             priority: higher goes first.
             since: when the job began to wait (loop time); among equals the oldest goes first.
-            tokens: input and output tokens that the attempt may use.
+            demand: tokens that the attempt may use.
 
         Raises:
             LaneParked: nothing more passes in this run.
-            TooLarge: `tokens` is more than the quota can ever let through.
+            TooLarge: that is more than the quota can ever let through.
         """
         self._refuse_if_parked()
-        if self._quota is not None and not self._quota.fits(tokens):
-            raise TooLarge(
-                f"the request may use {tokens} tokens, but {self._quota.tokens_per_minute} a minute are "
-                "allowed: shorten the prompt, lower max_completion_tokens or raise --tpm",
-                code="too_large",
-                sent=False,
-            )
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens)
+        if misfit := self._allowance.misfit(demand):
+            raise _too_large(misfit)
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), demand)
         self._arrivals += 1
         heapq.heappush(self._waiters, (-priority, since, self._arrivals, waiter))
         self._assign()
@@ -184,7 +167,7 @@ class Lane:
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled() and not waiter.future.exception():
-                waiter.future.result().settle(Outcome.IGNORED, used_tokens=0)
+                waiter.future.result().settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
             else:
                 self._assign()  # the next in line may need less than the one that has gone
             raise
@@ -202,11 +185,9 @@ class Lane:
         awake: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(seconds, _wake, awake)
         self._sleepers.add(awake)
-        self.backing_off += 1
         try:
             await awake
         finally:
-            self.backing_off -= 1
             self._sleepers.discard(awake)
             timer.cancel()
         self._refuse_if_parked()
@@ -223,8 +204,7 @@ class Lane:
         self._parked = LaneParked(reason, resume_in_s=resume_in_s)
         if self._timer is not None:
             self._timer.cancel()
-        if self._pacer is not None:
-            self._pacer.close()
+        self._allowance.close()
         waiters, self._waiters = self._waiters, []
         for *_, waiter in waiters:
             if not waiter.future.done():
@@ -256,68 +236,55 @@ class Lane:
         now = monotonic()
         while self.wants_slot() is not None:
             waiter = self._waiters[0][3]
-            free_at = self._free_at(waiter.tokens, now)
+            if misfit := self._allowance.misfit(waiter.demand):
+                heapq.heappop(self._waiters)
+                waiter.future.set_exception(_too_large(misfit))  # a limit was learned while it waited
+                continue
+            free_at = self._free_at(waiter.demand, now)
             if free_at > now:
                 if free_at < math.inf:
                     self._timer = asyncio.get_running_loop().call_at(free_at, self._assign)
                 return
             heapq.heappop(self._waiters)
-            waiter.future.set_result(self._grant(waiter.tokens, now))
+            waiter.future.set_result(self._grant(waiter.demand, now))
 
-    def _free_at(self, tokens: int, now: float) -> float:
+    def _free_at(self, demand: Demand, now: float) -> float:
         """Return when the best waiter may pass; `inf` where a gate will call back."""
-        if self._pause.until > now:
-            return self._pause.until
         if (circuit := self._breaker.free_at(now)) > now:
             return circuit
-        if self._quota is not None and (quota := self._quota.free_at(tokens, now)) > now:
-            return quota
-        if self._pacer is not None and (paced := self._pacer.free_at(now)) > now:
-            return paced
+        if (allowed := self._allowance.free_at(demand, self.in_flight, now)) > now:
+            return allowed
         return now if self._slots.free_for(self) else math.inf
 
-    def _grant(self, tokens: int, now: float) -> Permit:
+    def _grant(self, demand: Demand, now: float) -> Permit:
         before = self._breaker.state
         ticket = self._breaker.grant(now)
         self._tell_circuit(before)
         self._slots.take()
+        hold = self._allowance.grant(demand, now)
         self.in_flight += 1
-        if self._pacer is not None:
-            self._pacer.spend(now)
-        return Permit(self, self._quota.reserve(tokens, now) if self._quota else None, ticket)
+        return Permit(self, hold, ticket)
 
-    def _settle(
-        self,
-        reservation: Reservation | None,
-        ticket: Ticket,
-        outcome: Outcome,
-        *,
-        used_tokens: int | None,
-        retry_after_s: float | None,
-        refused: bool,
-    ) -> None:
+    def _settle(self, hold: Hold, ticket: Ticket, lesson: Lesson) -> None:
         now = monotonic()
-        self.in_flight -= 1
-        if self._quota is not None and reservation is not None and used_tokens is not None:
-            self._quota.settle(reservation, used_tokens, now)
         before = self._breaker.state
-        self._breaker.settle(ticket, outcome, now, wait_s=retry_after_s or 0.0)
+        self._breaker.settle(ticket, lesson.outcome, now, wait_s=lesson.retry_after_s or 0.0)
         self._tell_circuit(before)
-        if outcome is Outcome.SUCCESS:
+        if lesson.outcome is Outcome.SUCCESS:
             self.last_success_at = now
-            self._pause.answered()
-        elif refused:
-            self._hold_back(retry_after_s, now)
+        for words in self._allowance.settle(hold, lesson, self.in_flight, now):
+            self._emit(LaneChanged(route=self.route, message=f"{self.route}: {words}"))
+        self.in_flight -= 1
+        self._park_if_hopeless(lesson, now)
+        self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
         self._slots.give_back()
-        self._assign()
 
-    def _hold_back(self, retry_after_s: float | None, now: float) -> None:
-        longest_s = min(self._limits.longest_pause_s, self._limits.deadline_at - now)
-        if retry_after_s is not None and retry_after_s > longest_s:
-            reason = f"{self.route}: the provider asks to wait {retry_after_s:.0f} s"
-            self.park(reason, resume_in_s=retry_after_s)
-        elif begun := self._pause.refused(retry_after_s, now, random.random()):
-            self._emit(LaneChanged(route=self.route, message=f"{self.route}: {begun}"))
+    def _park_if_hopeless(self, lesson: Lesson, now: float) -> None:
+        wait_s = lesson.retry_after_s or 0.0
+        if lesson.refused and wait_s > min(self._limits.longest_pause_s, self._limits.deadline_at - now):
+            limit = f" ({lesson.limit_name})" if lesson.limit_name else ""
+            reason = f"{self.route}: the provider asks to wait {wait_s:.0f} s{limit}"
+            self.park(reason, resume_in_s=wait_s)
 
     def _tell_circuit(self, before: Circuit) -> None:
         after = self._breaker.state
@@ -337,7 +304,6 @@ def _wake(sleeper: asyncio.Future[None]) -> None:
         sleeper.set_result(None)
 
 
-def used_tokens_after(error: CallError) -> int | None:
-    """Return the tokens that a failed call is charged: none if it never got in, else unknown."""
-    not_admitted = not error.sent or error.outcome is Outcome.OVERLOADED
-    return 0 if not_admitted else None
+def _too_large(misfit: str) -> TooLarge:
+    advice = "shorten the prompt, lower max_completion_tokens or raise the limit"
+    return TooLarge(f"{misfit}: {advice}", code="too_large", sent=False)

@@ -21,6 +21,8 @@ from batcher.errors import (
     ServerError,
 )
 from batcher.execution.attempt import Story
+from batcher.limits.quota import QuotaLimits
+from batcher.scheduling.allowance import ProviderRules
 from batcher.scheduling.lane import LaneLimits
 from batcher.types import Outcome, Reply, Request, Usage
 
@@ -145,7 +147,8 @@ async def test_tokens_are_reserved_as_estimated_and_settled_as_used(
     answer: Reply | CallError, next_at: float
 ) -> None:
     # 11 tokens for the prompt's 29 bytes, and 100 for the answer, of a limit that lets one through.
-    run = Run({"m": [answer, reply()]}, limits=lambda model: LaneLimits(tokens_per_minute=121))
+    limits = LaneLimits(quota=QuotaLimits(tpm=121), rules=ProviderRules(cached_tokens_count=False))
+    run = Run({"m": [answer, reply()]}, limits=lambda model: limits)
     for _ in range(2):
         with suppress(CallError):
             await attempt(run, story())

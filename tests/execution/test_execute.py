@@ -219,7 +219,7 @@ async def test_a_cancelled_job_ends_at_once_and_holds_nothing(
     assert task.cancelled()
     assert monotonic() == cancel_after_s
     lane = run.routing.route("m").lane
-    assert (run.slots.taken, lane.in_flight, lane.waiting, lane.backing_off) == (0, 0, 0, 0)
+    assert (run.slots.taken, lane.in_flight, lane.waiting) == (0, 0, 0)
 
 
 async def test_jobs_of_all_fates_at_once_end_each_in_its_own() -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.quota import Demand, Quota, QuotaLimits
+from batcher.limits.limit import Demand
+from batcher.limits.quota import Quota, QuotaLimits
 from batcher.types import RateLimits
 
 DAY_S = 86_400.0

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.quota import Demand, Quota, QuotaLimits, QuotaReservation
+from batcher.limits.limit import Demand
+from batcher.limits.quota import Quota, QuotaLimits, QuotaReservation
 from batcher.types import RateLimits
 
 starts = st.sampled_from([0.0, 1234.567, 3e7 + 1 / 3, 2e9 + 0.7])

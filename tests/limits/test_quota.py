@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.limits.quota import Reservation, TokenQuota
+from batcher.limits.limit import Reservation, TokenQuota
 
 MINUTE_S = 60.0
 

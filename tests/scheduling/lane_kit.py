@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 from batcher.clock import monotonic
 from batcher.events import Event
 from batcher.limits.breaker import BreakerPolicy
+from batcher.scheduling.allowance import Lesson
 from batcher.scheduling.lane import Lane, LaneLimits, Permit
 from batcher.scheduling.slots import RunSlots
+from batcher.types import Outcome, Usage
 
 MINUTE_S = 60.0
 
@@ -28,6 +30,24 @@ async def now_or_never(permit: Awaitable[Permit]) -> Permit:
     granted = await asyncio.wait_for(permit, 0.001)
     assert monotonic() == began_at
     return granted
+
+
+def lesson(
+    outcome: Outcome,
+    *,
+    used_tokens: int | None = None,
+    retry_after_s: float | None = None,
+    refused: bool = False,
+) -> Lesson:
+    """Return what an attempt taught; it was not admitted if it used no tokens."""
+    usage = Usage(input_tokens=used_tokens, output_tokens=0) if used_tokens else None
+    return Lesson(
+        outcome=outcome,
+        usage=usage,
+        admitted=used_tokens != 0,
+        retry_after_s=retry_after_s,
+        refused=refused,
+    )
 
 
 async def settled() -> None:

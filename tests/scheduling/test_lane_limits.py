@@ -4,29 +4,25 @@ import asyncio
 
 import pytest
 from creeping_clock import on_creeping_clock
-from lane_kit import MINUTE_S, make_lane, most_in_a_minute, now_or_never, settled
+from lane_kit import MINUTE_S, lesson, make_lane, most_in_a_minute, now_or_never, settled
 
 from batcher.clock import monotonic
 from batcher.errors import (
-    AttemptTimeout,
-    CallError,
-    CapacityExceeded,
-    ConnectFailed,
-    RateLimited,
-    ServerError,
     TooLarge,
 )
-from batcher.scheduling.lane import Lane, LaneLimits, used_tokens_after
+from batcher.limits.limit import Demand
+from batcher.limits.quota import QuotaLimits
+from batcher.scheduling.lane import Lane, LaneLimits
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
 
 
 async def work(lane: Lane, started: list[float], *, seconds: float, tokens: int = 0, used: int = 0) -> None:
     """Make one call of a given length that succeeds, and note when it started."""
-    with await lane.permit(tokens=tokens) as permit:
+    with await lane.permit(demand=Demand(tokens, 0)) as permit:
         started.append(monotonic())
         await asyncio.sleep(seconds)
-        permit.settle(Outcome.SUCCESS, used_tokens=used or tokens)
+        permit.settle(lesson(Outcome.SUCCESS, used_tokens=used or tokens))
 
 
 async def keep_busy(
@@ -58,7 +54,7 @@ def share_used(started: list[float], *, limit: int) -> float:
 )
 def test_requests_a_minute_are_kept_and_used(requests_per_minute: int, workers: int, seconds: float) -> None:
     async def run() -> None:
-        lane = make_lane(LaneLimits(requests_per_minute=requests_per_minute), slots=RunSlots(workers))
+        lane = make_lane(LaneLimits(quota=QuotaLimits(rpm=requests_per_minute)), slots=RunSlots(workers))
         started = await keep_busy(lane, workers=workers, until_s=11 * MINUTE_S, seconds=seconds)
         assert most_in_a_minute(started) <= requests_per_minute
         assert share_used(started, limit=requests_per_minute) >= 0.97
@@ -76,8 +72,7 @@ def test_requests_a_minute_are_kept_and_used(requests_per_minute: int, workers: 
 )
 async def test_tokens_a_minute_are_kept_and_used(tokens: int, used: int) -> None:
     limit = 60_000
-    lane = make_lane(LaneLimits(tokens_per_minute=limit), slots=RunSlots(50))
-    assert lane.counts_tokens
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=limit)), slots=RunSlots(50))
     started = await keep_busy(lane, workers=20, until_s=11 * MINUTE_S, seconds=1.0, tokens=tokens, used=used)
     # Calls in flight are still counted as estimated.
     assert most_in_a_minute(started) * used <= limit + 20 * max(0, used - tokens)
@@ -85,22 +80,22 @@ async def test_tokens_a_minute_are_kept_and_used(tokens: int, used: int) -> None
 
 
 async def test_a_refund_lets_the_next_ones_through() -> None:
-    lane = make_lane(LaneLimits(tokens_per_minute=1_000))
-    first = await now_or_never(lane.permit(tokens=1_000))
-    second = asyncio.create_task(lane.permit(tokens=50))
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)))
+    first = await now_or_never(lane.permit(demand=Demand(1_000, 0)))
+    second = asyncio.create_task(lane.permit(demand=Demand(50, 0)))
     await asyncio.sleep(1.0)
     assert lane.waiting == 1
-    first.settle(Outcome.OVERLOADED, used_tokens=0)
+    first.settle(lesson(Outcome.OVERLOADED, used_tokens=0))
     await settled()
     assert second.done()
 
 
 async def test_a_large_request_holds_its_place_before_small_ones() -> None:
-    lane = make_lane(LaneLimits(tokens_per_minute=1_000))
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)))
     order: list[str] = []
 
     async def call(name: str, tokens: int) -> None:
-        (await lane.permit(tokens=tokens)).settle(Outcome.SUCCESS, used_tokens=tokens)
+        (await lane.permit(demand=Demand(tokens, 0))).settle(lesson(Outcome.SUCCESS, used_tokens=tokens))
         order.append(name)
 
     await asyncio.gather(call("first", 900), call("large", 900), *(call("small", 1) for _ in range(20)))
@@ -108,11 +103,11 @@ async def test_a_large_request_holds_its_place_before_small_ones() -> None:
 
 
 async def test_when_the_large_request_goes_away_the_small_ones_get_through() -> None:
-    lane = make_lane(LaneLimits(tokens_per_minute=1_000))
-    (await now_or_never(lane.permit(tokens=500))).settle(Outcome.SUCCESS)
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)))
+    (await now_or_never(lane.permit(demand=Demand(500, 0)))).settle(lesson(Outcome.SUCCESS))
     await asyncio.sleep(40.0)
-    large = asyncio.create_task(lane.permit(tokens=900))
-    small = asyncio.create_task(lane.permit(tokens=10))
+    large = asyncio.create_task(lane.permit(demand=Demand(900, 0)))
+    small = asyncio.create_task(lane.permit(demand=Demand(10, 0)))
     await settled()
     assert lane.waiting == 2
     large.cancel()
@@ -121,9 +116,9 @@ async def test_when_the_large_request_goes_away_the_small_ones_get_through() -> 
 
 
 async def test_more_than_the_limit_fails_at_once() -> None:
-    lane = make_lane(LaneLimits(tokens_per_minute=1_000))
-    with pytest.raises(TooLarge, match="may use 1001 tokens, but 1000 a minute are allowed"):
-        await lane.permit(tokens=1_001)
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)))
+    with pytest.raises(TooLarge, match="may use 1,001 tokens, 1 more than the 1,000 a minute"):
+        await lane.permit(demand=Demand(1_001, 0))
     assert (lane.in_flight, lane.waiting) == (0, 0)
 
 
@@ -132,14 +127,14 @@ def test_a_paced_lane_holds_its_token_ready_when_a_slot_comes_free() -> None:
 
     async def run() -> None:
         slots = RunSlots(1)
-        paced, free = make_lane(LaneLimits(requests_per_minute=600), slots=slots), make_lane(slots=slots)
+        paced, free = make_lane(LaneLimits(quota=QuotaLimits(rpm=600)), slots=slots), make_lane(slots=slots)
         order: list[str] = []
 
         async def call(lane: Lane, name: str, priority: int) -> None:
             with await lane.permit(priority=priority) as permit:
                 order.append(name)
                 await asyncio.sleep(1.0)
-                permit.settle(Outcome.SUCCESS)
+                permit.settle(lesson(Outcome.SUCCESS))
 
         await asyncio.gather(
             call(free, "free", 0),
@@ -150,20 +145,3 @@ def test_a_paced_lane_holds_its_token_ready_when_a_slot_comes_free() -> None:
         paced.park("done")
 
     on_creeping_clock(run())
-
-
-@pytest.mark.parametrize(
-    ("error", "used"),
-    [
-        pytest.param(RateLimited, 0, id="a 429 was not admitted"),
-        pytest.param(CapacityExceeded, 0, id="neither was a 498"),
-        pytest.param(ServerError, None, id="a 500 may have been charged"),
-        pytest.param(AttemptTimeout, None, id="so may a timeout"),
-    ],
-)
-def test_what_a_failed_call_is_charged(error: type[CallError], used: int | None) -> None:
-    assert used_tokens_after(error("no", code="test")) == used
-
-
-def test_what_was_never_sent_is_never_charged() -> None:
-    assert used_tokens_after(ConnectFailed("no", code="test", sent=False)) == 0

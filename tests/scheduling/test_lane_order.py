@@ -8,7 +8,7 @@ from functools import partial
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from lane_kit import make_lane, settled
+from lane_kit import lesson, make_lane, settled
 from virtual_clock import VirtualClockLoop
 
 from batcher.scheduling.lane import Lane, Permit
@@ -57,7 +57,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     def free(self, lane: Lane) -> bool:
         """Whether nothing but a slot can hold a lane's waiters back."""
-        return not lane.hindrance(self.loop.time())
+        return not lane.hindrance(self.loop.time()) and lane.in_flight < lane.concurrency
 
     def collect(self, *, across_lanes: bool) -> None:
         through = [asking for asking in self.asking if asking.task.done()]
@@ -111,7 +111,7 @@ class LanesMachine(RuleBasedStateMachine):
     def settle(self, which: int, outcome: Outcome, retry_after_s: float | None) -> None:
         _, permit = self.open.pop(which % len(self.open))
         refused = outcome is Outcome.OVERLOADED
-        self.do(lambda: permit.settle(outcome, retry_after_s=retry_after_s, refused=refused))
+        self.do(lambda: permit.settle(lesson(outcome, retry_after_s=retry_after_s, refused=refused)))
 
     @precondition(lambda self: self.open and self.asking)
     @rule(which=st.integers(0, 99), victims=st.integers(1, 3))
@@ -120,7 +120,7 @@ class LanesMachine(RuleBasedStateMachine):
         _, permit = self.open.pop(which % len(self.open))
 
         def settle_and_cancel() -> None:
-            permit.settle(Outcome.SUCCESS)
+            permit.settle(lesson(Outcome.SUCCESS))
             for asking in sorted(self.asking, key=lambda asking: asking.key)[:victims]:
                 asking.task.cancel()
 
@@ -148,10 +148,10 @@ class LanesMachine(RuleBasedStateMachine):
                 asking.task.cancel()
             await settled()
             for _, permit in self.open:
-                permit.settle(Outcome.SUCCESS)
+                permit.settle(lesson(Outcome.SUCCESS))
             assert self.slots.taken == 0
             for lane in self.lanes:
-                (await asyncio.wait_for(lane.permit(), 1000.0)).settle(Outcome.SUCCESS)
+                (await asyncio.wait_for(lane.permit(), 1000.0)).settle(lesson(Outcome.SUCCESS))
                 assert (lane.in_flight, lane.waiting) == (0, 0)
             assert self.slots.taken == 0
 

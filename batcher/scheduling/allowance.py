@@ -1,0 +1,181 @@
+"""What the provider lets one route do: its quota, its pace, its concurrency and its pauses."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from batcher.limits.aimd import AdaptiveConcurrency, Grant
+from batcher.limits.limit import Demand
+from batcher.limits.pause import Pause
+from batcher.limits.quota import Quota, QuotaLimits, QuotaReservation
+from batcher.scheduling.pacer import Pacer
+from batcher.text.tokens import TokenEstimator
+from batcher.types import Outcome, RateLimits, Usage
+
+NOTHING = Demand(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRules:
+    """How a provider counts.
+
+    Attributes:
+        admits_maximum: a request is admitted only if its prompt and its whole maximum fit (Groq).
+        cached_tokens_count: input tokens from the provider's cache count towards limits (not on Groq).
+    """
+
+    admits_maximum: bool = False
+    cached_tokens_count: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one attempt holds until it has ended."""
+
+    reservation: QuotaReservation | None
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What the end of an attempt teaches.
+
+    Attributes:
+        outcome: what it came to.
+        usage: tokens as the provider counted them; None keeps the reservation as charged.
+        sent_bytes: size of the request's body, that `usage` belongs to.
+        admitted: False if the provider never let the request in, so that nothing is charged.
+        seen: what the headers said about limits.
+        refused: a 429: nothing gets through for now.
+        retry_after_s: the pause that the provider asked for, if it did.
+        limit_name: the limit that a refusal names (`RPM`, `TPD` ...), if it does.
+    """
+
+    outcome: Outcome
+    usage: Usage | None = None
+    sent_bytes: int = 0
+    admitted: bool = True
+    seen: RateLimits | None = None
+    refused: bool = False
+    retry_after_s: float | None = None
+    limit_name: str | None = None
+
+
+class Allowance:
+    """Keeps the limits that were told and learns those that were not.
+
+    Args:
+        limits: as told.
+        ceiling: the most calls in flight that the route may have.
+        rules: how the provider counts.
+        on_token: called when a request that was held back only by the pace may start.
+    """
+
+    def __init__(
+        self,
+        limits: QuotaLimits,
+        ceiling: int,
+        rules: ProviderRules,
+        on_token: Callable[[], None],
+        now: float,
+    ) -> None:
+        self._rules = rules
+        self._on_token = on_token
+        self._estimator = TokenEstimator(mirrors_admission=rules.admits_maximum)
+        self._concurrency = AdaptiveConcurrency(ceiling)
+        # Where nothing limits, counting would cost more than it is worth; the headers may change that.
+        self._quota = None if limits == QuotaLimits(window=limits.window) else Quota(limits, now)
+        self._window = limits.window
+        self._rpm = limits.rpm
+        self._pacer = Pacer(limits.rpm, on_token) if limits.rpm else None
+        self.pause = Pause()
+
+    def __repr__(self) -> str:
+        return f"<Allowance {self._concurrency!r} {self._quota!r}>"
+
+    @property
+    def concurrency(self) -> int:
+        """Calls that may be in flight now."""
+        return self._concurrency.limit
+
+    def demand(self, body: bytes, *, answers: bool) -> Demand:
+        """Estimate what a request may use, as far as anything counts it."""
+        return Demand(*self._estimator.estimate(body, answers=answers)) if self._quota else NOTHING
+
+    def misfit(self, demand: Demand) -> str:
+        """Return "" if a request of `demand` can pass some time, else which limit it exceeds."""
+        return self._quota.fits(demand) if self._quota else ""
+
+    def free_at(self, demand: Demand, in_flight: int, now: float) -> float:
+        """Return when a request may start: `now`, later, or `inf` where `on_token` or an end will tell."""
+        if self.pause.until > now:
+            return self.pause.until
+        if in_flight >= self._concurrency.limit:
+            return float("inf")
+        if self._quota is not None and (quota := self._quota.free_at(demand, now)) > now:
+            return quota
+        return self._pacer.free_at(now) if self._pacer is not None else now
+
+    def grant(self, demand: Demand, now: float) -> Hold:
+        """Count a request that starts now."""
+        if self._pacer is not None:
+            self._pacer.spend(now)
+        reservation = self._quota.reserve(demand, now) if self._quota is not None else None
+        return Hold(reservation, self._concurrency.granted(now))
+
+    def settle(self, hold: Hold, lesson: Lesson, in_flight: int, now: float) -> list[str]:
+        """Learn from an attempt that has ended; `in_flight` includes it.
+
+        Returns:
+            What changed, in words for the user.
+        """
+        reservation = hold.reservation
+        if self._quota is not None and reservation is not None:
+            used = None if lesson.usage is None else self._counted(lesson.usage)
+            self._quota.settle(reservation, used, now, admitted=lesson.admitted)
+        if lesson.usage is not None and lesson.sent_bytes:
+            self._estimator.learn(lesson.sent_bytes, lesson.usage)
+        said = self._adopt(lesson.seen, reservation, now) if lesson.seen is not None else []
+        if lesson.refused and self._quota is not None and reservation is not None:
+            demand = reservation.counted or NOTHING
+            self._quota.refused(lesson.limit_name, lesson.retry_after_s or 0.0, now, demand=demand)
+        before = self._concurrency.limit
+        self._concurrency.settled(hold.grant, self._load(lesson), in_flight, now)
+        if (fewer := self._concurrency.limit) < before:
+            why = (
+                "bring no more answers" if lesson.outcome is Outcome.SUCCESS else "are more than it can take"
+            )
+            said.append(f"{before} calls at once {why}: down to {fewer}")
+        if lesson.outcome is Outcome.SUCCESS:
+            self.pause.answered()
+        elif lesson.refused and (begun := self.pause.refused(lesson.retry_after_s, now, random.random())):
+            said.append(begun)
+        return said
+
+    def close(self) -> None:
+        """Stop fetching pacing tokens."""
+        if self._pacer is not None:
+            self._pacer.close()
+
+    def _load(self, lesson: Lesson) -> Outcome:
+        """A refusal that names a quota or a time says nothing about how many calls may run at once."""
+        explained = lesson.limit_name is not None or lesson.retry_after_s is not None
+        return Outcome.IGNORED if lesson.refused and explained else lesson.outcome
+
+    def _counted(self, usage: Usage) -> Demand:
+        cached = 0 if self._rules.cached_tokens_count else usage.cached_tokens
+        return Demand(usage.input_tokens - cached, usage.output_tokens)
+
+    def _adopt(self, seen: RateLimits, reservation: QuotaReservation | None, now: float) -> list[str]:
+        if self._quota is None:
+            self._quota = Quota(QuotaLimits(window=self._window), now)
+        if reservation is None:
+            # It started before anything counted: as far as the quota knows, it came and went just now.
+            reservation = self._quota.reserve(NOTHING, now)
+        said = self._quota.adopt(seen, reservation, now)
+        rpm = self._quota.limits.rpm
+        if rpm != self._rpm and rpm:
+            self.close()
+            self._rpm = rpm
+            self._pacer = Pacer(rpm, self._on_token)
+        return said
