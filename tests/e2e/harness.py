@@ -94,8 +94,17 @@ class Started:
         """Send a signal to it, and to it alone."""
         self.process.send_signal(number)
 
+    def wait_until(self, holds: Callable[[], object]) -> None:
+        """Poll until something holds; fail if the command ends before that, or nothing happens."""
+        ends_at = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert self.process.poll() is None, f"it ended too early: {self.stderr}"
+            assert time.monotonic() < ends_at, f"it did not happen: {self.stderr}"
+            time.sleep(_POLL_S)
+
     def kill(self) -> None:
         """End it as a power cut would."""
+        assert self.process.poll() is None, f"it ended too early: {self.stderr}"
         self.process.kill()
         self.process.wait(PATIENCE_S)
 
@@ -133,14 +142,6 @@ def started(
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-def wait_until(holds: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """Poll until something holds; fail if it never does."""
-    ends_at = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < ends_at, "it did not happen"
-        time.sleep(_POLL_S)
 
 
 # --- the simulator -----------------------------------------------------------------------------------
@@ -192,8 +193,7 @@ def simulating(directory: Path, *options: object, port: int = 0) -> Iterator[Sim
     port_file = directory / f"port-{number}"
     args = ("simulator", "--port", port, "--port-file", port_file, *options)
     with started(*args, cwd=directory, name=f"simulator-{number}") as command:
-        wait_until(lambda: port_file.exists() or command.process.poll() is not None)
-        assert port_file.exists(), command.stderr
+        command.wait_until(port_file.exists)
         yield Simulator(command, int(port_file.read_text()))
 
 

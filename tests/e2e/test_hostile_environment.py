@@ -73,15 +73,14 @@ def test_keys_and_prompts_show_up_nowhere_and_no_redirect_is_followed(tmp_path: 
             run = ("run", jobs.name, *endpoint, "-c", quick, "--log-level", "debug")
             ends = [
                 batcher(*run, *more, cwd=tmp_path, env=environment(GROQ_API_KEY=GROQ_KEY))
-                for more in ([], ["--show-config"], ["--retry-failed", "--json"])
+                for more in ([], ["--retry-failed", "--json"])
             ]
             key_file = tmp_path / "key"
             key_file.write_text(GROQ_KEY + "\n")
             key_file.chmod(0o600)
-            ends.append(batcher(*run, cwd=tmp_path, env=environment(GROQ_API_KEY_FILE="key")))
             ends += [
-                batcher(command, *endpoint, cwd=tmp_path, env=environment(GROQ_API_KEY_FILE="key"))
-                for command in ("doctor", "models")
+                batcher(*command, cwd=tmp_path, env=environment(GROQ_API_KEY_FILE="key"))
+                for command in ((*run, "--show-config"), ("doctor", *endpoint))
             ]
             key_file.unlink()
             met = server.stats()["by_fault"]
@@ -115,8 +114,6 @@ def shell(line: str, cwd: Path, **variables: str) -> Done:
 
 STREAMS = {
     "stderr closed": ("$BATCHER run jobs.jsonl --simulate 2>&-", {0}),
-    "stdout closed": ("$BATCHER run jobs.jsonl --simulate >&-", {0}),
-    "stdin closed": ("$BATCHER run jobs.jsonl --simulate <&-", {0}),
     "all closed": ("$BATCHER run jobs.jsonl --simulate <&- >&- 2>&-", {0}),
     "stderr full": ("$BATCHER run jobs.jsonl --simulate 2>/dev/full", {0}),
     "summary to a full stdout": ("$BATCHER run jobs.jsonl --simulate --json >/dev/full", {0, 74}),
@@ -161,7 +158,7 @@ def test_a_reader_that_has_seen_enough_ends_the_run_without_noise(tmp_path: Path
 
 
 def test_few_file_descriptors_only_slow_a_run_down(tmp_path: Path) -> None:
-    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(300)))
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(150)))
 
     def few() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
@@ -170,7 +167,7 @@ def test_few_file_descriptors_only_slow_a_run_down(tmp_path: Path) -> None:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 200)
         done = batcher(*run, cwd=tmp_path, before=few)
     assert done.code == 0, done.stderr
-    assert_each_once(tmp_path / "results" / "jobs.jsonl", names(300))
+    assert_each_once(tmp_path / "results" / "jobs.jsonl", names(150))
 
 
 def test_an_environment_as_bare_as_it_gets(tmp_path: Path) -> None:

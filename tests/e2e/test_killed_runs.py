@@ -16,7 +16,6 @@ from harness import (
     read_journal,
     simulating,
     started,
-    wait_until,
     write_jobs,
 )
 
@@ -46,8 +45,7 @@ def kill_at_random(command: Started, out: Path, rng: random.Random) -> None:
         time.sleep(rng.uniform(0, 0.5))
     else:
         wanted = count_lines(out) + rng.randrange(1, 450)
-        wait_until(lambda: count_lines(out) >= wanted or command.process.poll() is not None)
-    assert command.process.poll() is None, command.stderr
+        command.wait_until(lambda: count_lines(out) >= wanted)
     command.kill()
 
 

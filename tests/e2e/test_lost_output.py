@@ -16,7 +16,6 @@ from harness import (
     read_lines,
     simulating,
     started,
-    wait_until,
     write_jobs,
 )
 
@@ -43,16 +42,10 @@ def replace(out: Path) -> None:
     other.rename(out)
 
 
-def append(out: Path) -> None:
-    with out.open("ab") as file:
-        file.write(b"a stray line\n")
-
-
 TAKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "deleted": (Path.unlink, "deleted"),
     "replaced": (replace, "replaced"),
     "emptied": (lambda out: os.truncate(out, 0), "bytes"),
-    "written to": (append, "bytes"),
 }
 
 
@@ -65,7 +58,7 @@ def test_a_result_file_that_somebody_else_touches_ends_the_run(
     out = tmp_path / "results" / "jobs.jsonl"
     run = ("run", jobs.name, "--base-url", server.url)
     with started(*run, "--concurrency", CONCURRENCY, cwd=tmp_path) as command:
-        wait_until(lambda: count_lines(out) >= 10)
+        command.wait_until(lambda: count_lines(out) >= 10)
         take(out)
         done = command.end(5)
     assert server.requests < len(ids)
@@ -103,7 +96,7 @@ def test_a_job_file_that_changes_under_the_run_ends_it(tmp_path: Path, server: S
     out = tmp_path / "results" / "jobs.jsonl"
     run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
     with started(*run, cwd=tmp_path) as command:
-        wait_until(lambda: count_lines(out) >= 10)
+        command.wait_until(lambda: count_lines(out) >= 10)
         content = jobs.read_bytes()
         with jobs.open("r+b") as file:
             file.write(content.replace(b"row", b"raw"))
@@ -111,20 +104,3 @@ def test_a_job_file_that_changes_under_the_run_ends_it(tmp_path: Path, server: S
     assert done.code == 74, done.stderr
     assert "jobs.jsonl" in done.stderr
     assert {line["custom_id"] for line in read_lines(out)} < set(names(600))
-
-
-def test_a_job_file_that_grows_meanwhile_is_run_as_it_was(tmp_path: Path, server: Simulator) -> None:
-    ids = names(40)
-    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids[:24]))
-    out = tmp_path / "results" / "jobs.jsonl"
-    run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
-    with started(*run, cwd=tmp_path) as command:
-        wait_until(lambda: count_lines(out) >= 1)
-        write_jobs(tmp_path / "more.jsonl", map(job, ids[24:]))
-        with jobs.open("ab") as file:
-            file.write((tmp_path / "more.jsonl").read_bytes())
-        first = command.end()
-    assert_each_once(out, ids[:24])
-    second = batcher(*run, cwd=tmp_path)
-    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
-    assert_each_once(out, ids)

@@ -55,7 +55,7 @@ def test_requests_a_minute_are_spread_and_never_passed_by_any_model(tmp_path: Pa
     # Two models in turn; the simulator logs tokens, and those of the second are more.
     long = "please " * 100
     models = [
-        job(name, name + long * (at % 2), model=f"{MODEL}-{at % 2}") for at, name in enumerate(names(50))
+        job(name, name + long * (at % 2), model=f"{MODEL}-{at % 2}") for at, name in enumerate(names(40))
     ]
     jobs = write_jobs(tmp_path / "jobs.jsonl", models)
     with simulating(tmp_path, "--latency", 0.02) as server:
@@ -64,11 +64,10 @@ def test_requests_a_minute_are_spread_and_never_passed_by_any_model(tmp_path: Pa
     assert done.code == 0, done.stderr
     for is_long in (False, True):
         times_s = [each["at_s"] for each in admissions if (each["tokens"] > 150) == is_long]
-        assert len(times_s) == 25
+        assert len(times_s) == 20
         # 10 a second, and one or two more where a call that was let go late meets the next one.
         assert most_within(times_s, 1.0) <= 12
-        assert most_within(times_s, 2.0) <= 22
-        assert 2.2 < times_s[-1] - times_s[0] < 3.5
+        assert 1.7 < times_s[-1] - times_s[0] < 3
 
 
 def test_tokens_a_minute_are_never_passed(tmp_path: Path) -> None:
@@ -90,7 +89,8 @@ def test_tokens_a_minute_are_never_passed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "wait_s"),
     [
-        pytest.param("429-text", 1.9, id="as long as its text says"),
+        pytest.param("429", 0.2, id="as long as its header says"),
+        pytest.param("429-text", 1.985, id="as long as its text says", marks=pytest.mark.long),
         pytest.param("429-bare", 4.0, id="a while if it does not say", marks=pytest.mark.long),
     ],
 )
@@ -107,10 +107,10 @@ def test_a_429_holds_all_calls_back(tmp_path: Path, kind: str, wait_s: float) ->
 
 
 def test_a_limit_that_nobody_told_us_of_fails_no_job(tmp_path: Path) -> None:
-    ids = names(310)
+    ids = names(606)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
-    # The bucket holds 300 calls and takes in 5 a second: the last ones have to wait.
-    with simulating(tmp_path, "--rpm", 300) as server:
+    # The bucket holds 600 calls and takes in 10 a second: the last ones have to wait.
+    with simulating(tmp_path, "--rpm", 600) as server:
         done = batcher("run", jobs.name, "--base-url", server.url, "--concurrency", 16, cwd=tmp_path)
         statuses = server.stats()["by_status"]
     assert done.code == 0, done.stderr

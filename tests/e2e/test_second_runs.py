@@ -1,5 +1,6 @@
 """What the same command does on a second day: nothing is repaid, replaced or deleted unasked."""
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from harness import (
     job,
     names,
     read_lines,
-    read_summary,
     simulating,
     write_jobs,
 )
@@ -56,11 +56,11 @@ def out(tmp_path: Path, first: Path) -> Path:
 
 def test_a_second_run_pays_nothing(tmp_path: Path, server: Simulator, out: Path) -> None:
     before = out.read_bytes()
-    done = batcher("run", "jobs.jsonl", "--base-url", server.url, cwd=tmp_path)
-    assert done.code == 0
+    done = batcher("run", "jobs.jsonl", "--base-url", server.url, "--json", cwd=tmp_path)
+    assert done.code == 0, done.stderr
     assert server.requests == 0
     assert out.read_bytes() == before
-    assert read_summary(out)["jobs"]["done_before"] == len(IDS)
+    assert json.loads(done.stdout)["jobs"]["done_before"] == len(IDS)
 
 
 def test_order_priority_and_inserted_lines_repay_nothing(

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from harness import assert_each_once, batcher, job, names, simulating, started, wait_until, write_jobs
+from harness import assert_each_once, batcher, job, names, simulating, started, write_jobs
 
 STARTS = 8
 
@@ -33,7 +33,7 @@ def test_a_lock_file_that_a_cleaner_deleted_still_protects_the_output(tmp_path: 
     with simulating(tmp_path, "--latency", 1, "--latency-shape", "fixed") as server:
         run = ("run", jobs.name, "--base-url", server.url)
         with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: server.stats()["in_flight"] == 4)
+            command.wait_until(lambda: server.stats()["in_flight"] == 4)
             out.with_suffix(".lock").unlink()
             second = batcher(*run, cwd=tmp_path)
             first = command.end()
@@ -44,10 +44,10 @@ def test_a_lock_file_that_a_cleaner_deleted_still_protects_the_output(tmp_path: 
 def test_status_tells_about_a_run_that_still_runs(tmp_path: Path) -> None:
     ids = names(8)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
-    with simulating(tmp_path, "--latency", 0.5) as server:
+    with simulating(tmp_path, "--latency", 0.3) as server:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 4)
         with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: server.requests > 4)
+            command.wait_until(lambda: server.requests > 4)
             during = batcher("status", "results/jobs.jsonl", cwd=tmp_path)
             done = command.end()
         after = batcher("status", "results/jobs.jsonl", cwd=tmp_path)

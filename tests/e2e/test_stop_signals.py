@@ -18,7 +18,6 @@ from harness import (
     read_summary,
     simulating,
     started,
-    wait_until,
     write_jobs,
 )
 
@@ -49,7 +48,6 @@ def ignoring(number: signal.Signals) -> Callable[[], object]:
     [
         pytest.param(signal.SIGTERM, None, id="SIGTERM"),
         pytest.param(signal.SIGHUP, None, id="SIGHUP"),
-        pytest.param(signal.SIGINT, None, id="SIGINT"),
         pytest.param(signal.SIGINT, ignoring(signal.SIGINT), id="SIGINT in a shell's background"),
     ],
 )
@@ -61,7 +59,7 @@ def test_one_signal_drains(
     out = tmp_path / "results" / "jobs.jsonl"
     run = ("run", jobs.name, "--base-url", server.url)
     with started(*run, "--concurrency", 8, cwd=tmp_path, before=before) as command:
-        wait_until(lambda: count_lines(out) >= 16)
+        command.wait_until(lambda: count_lines(out) >= 16)
         command.send(number)
         drained = command.end(5)
     in_time = read_lines(out)
@@ -83,7 +81,7 @@ def test_a_run_under_nohup_ignores_the_hangup(tmp_path: Path, server: Simulator)
     out = tmp_path / "results" / "jobs.jsonl"
     run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 8)
     with started(*run, cwd=tmp_path, before=ignoring(signal.SIGHUP)) as command:
-        wait_until(lambda: count_lines(out) >= 8)
+        command.wait_until(lambda: count_lines(out) >= 8)
         command.send(signal.SIGHUP)
         done = command.end()
     assert done.code == 0, done.stderr
@@ -109,9 +107,9 @@ def test_a_second_signal_gives_up_what_is_in_flight(
     with simulating(tmp_path, *hangs) as server:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 5)
         with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: count_lines(out) == 20 and server.stats()["in_flight"] == 5)
+            command.wait_until(lambda: count_lines(out) == 20 and server.stats()["in_flight"] == 5)
             command.send(first)
-            wait_until(lambda: first.name in command.stderr)
+            command.wait_until(lambda: first.name in command.stderr)
             assert command.process.poll() is None
             command.send(second)
             forced_at = time.monotonic()
@@ -135,7 +133,7 @@ def test_after_its_grace_a_drained_run_waits_no_longer(tmp_path: Path) -> None:
     with simulating(tmp_path, "--fault", "hang=1") as server:
         run = ("run", jobs.name, "--base-url", server.url, "--grace", "0.5s")
         with started(*run, cwd=tmp_path) as command:
-            wait_until(lambda: server.stats()["in_flight"] == 4)
+            command.wait_until(lambda: server.stats()["in_flight"] == 4)
             command.send(signal.SIGTERM)
             done = command.end(5)
     assert done.code == 75
@@ -166,7 +164,7 @@ def test_a_signal_while_the_job_file_is_read_ends_the_run_before_anything_is_sen
     )
     out = tmp_path / "results" / "jobs.jsonl"
     with started("run", jobs.name, "--base-url", server.url, cwd=tmp_path) as command:
-        wait_until(out.exists)
+        command.wait_until(out.exists)
         command.send(signal.SIGTERM)
         done = command.end(5)
     assert server.requests == 0

@@ -63,7 +63,7 @@ def test_no_color_is_obeyed(tmp_path: Path) -> None:
 
 def test_without_a_terminal_there_are_only_plain_lines(tmp_path: Path) -> None:
     write_jobs(tmp_path / "jobs.jsonl", map(job, names(50)))
-    with simulating(tmp_path, "--latency", 0.1) as server:
+    with simulating(tmp_path, "--latency", 0.02) as server:
         options = ("--base-url", server.url, "--concurrency", 8)
         env = environment(TERM="xterm-256color", FORCE_COLOR="1")
         done = batcher("run", "jobs.jsonl", *options, cwd=tmp_path, env=env)
