@@ -36,13 +36,19 @@ REPLY = Reply(
 FAILURE = Failure(code="too_large", message="no model can take it")
 
 
-def made(answer: Reply | Failure = REPLY, *, job_id: str = "row-1", metadata: bytes | None = None) -> Result:
+def made(
+    answer: Reply | Failure = REPLY,
+    *,
+    job_id: str = "row-1",
+    body: bytes = b"{}",
+    metadata: bytes | None = None,
+) -> Result:
     return Result(
         job=Job(
             id=job_id,
             endpoint="/v1/chat/completions",
             model="m",
-            body=b"{}",
+            body=body,
             request_sha256="ab" * 32,
             where="jobs.jsonl:1",
             metadata=metadata,
@@ -262,7 +268,7 @@ async def test_a_line_outlives_the_process_before_it_is_committed(paths: OutputP
         await asyncio.sleep(0)
         assert ids_in(paths.results) == ["row-1"]
         assert committed.ids == []
-        assert writer.backlog_bytes == paths.results.stat().st_size
+        assert writer.backlog_bytes >= paths.results.stat().st_size
     await writer.aclose()
     assert committed.ids == ["row-1"]
 
@@ -311,6 +317,31 @@ async def test_a_large_group_does_not_wait(paths: OutputPaths) -> None:
             writer.append(made(job_id=str(number)))
         await writer.room()
         assert committed.ids == ["0", "1", "2", "3"]
+    await writer.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        pytest.param(REPLY, b"x" * 20_000, id="a long prompt"),
+        pytest.param(
+            Failure(code="c", message="m", status=500, body=b"x" * 20_000), b"{}", id="a long reply"
+        ),
+    ],
+)
+async def test_the_backlog_counts_what_a_result_holds_beside_its_line(
+    paths: OutputPaths, answer: Reply | Failure, body: bytes
+) -> None:
+    committed = Committed()
+    writer = ResultWriter(
+        *open_output(paths), on_committed=committed, durable=False, max_backlog_bytes=15_000
+    )
+    with running(writer):
+        writer.append(made(answer, body=body))
+        assert writer.backlog_bytes > 20_000
+        await writer.room()
+        assert committed.ids == ["row-1"]
+        assert writer.backlog_bytes == 0
     await writer.aclose()
 
 
@@ -504,3 +535,27 @@ async def test_a_stream_whose_reader_has_gone_ends_the_run() -> None:
         await writer.aclose()
     os.close(fd)
     assert committed.ids == []
+
+
+@pytest.mark.real_loop
+async def test_a_stream_that_is_given_up_keeps_what_its_reader_took() -> None:
+    reader, fd = os.pipe()
+    committed = Committed()
+    writer = ResultWriter(*stream_to(fd), on_committed=committed, max_delay_s=0)
+    with running(writer) as task:
+        for number in range(400):
+            writer.append(made(job_id=str(number)))
+        received = await asyncio.to_thread(os.read, reader, 1 << 16)
+        task.cancel()
+        closing = asyncio.create_task(writer.aclose())
+        await asyncio.wait([closing], timeout=0.05)
+        assert not closing.done()
+        writer.give_up()
+        await asyncio.wait_for(closing, 5)
+    os.close(fd)
+    received += await asyncio.to_thread(os.read, reader, 1 << 20)
+    os.close(reader)
+    whole = received[: received.rfind(b"\n") + 1].splitlines()
+    assert [orjson.loads(line)["custom_id"] for line in whole] == committed.ids
+    assert 0 < len(committed.ids) < 400
+    assert writer.uncommitted == 400 - len(committed.ids)

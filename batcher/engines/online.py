@@ -1,6 +1,7 @@
 """Runs the queue's jobs against a live provider until all are done or something ends the run."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
 from batcher.scheduling.scheduler import Scheduler
 from batcher.types import Job, Result
+
+LOOK_AGAIN_S = 5.0
+LAST_CHANCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,47 +67,51 @@ class OnlineRun:
         self._room = room
         self._idle = asyncio.Event()
 
-    async def run(self, stop: Stop, unreached: Callable[[], str]) -> None:
+    async def run(self, stop: Stop, unreached: Callable[[], str | None]) -> None:
         """Run until every job has a result, is parked, or `stop` ends it; then everything is on disk.
 
         Args:
             stop: how the run is told to end early, and where it leaves why it did.
-            unreached: why no call has reached the provider yet, "" once one has.
+            unreached: why no call has reached the provider yet ("": none has ended), None once one has.
 
         Raises:
             OutputError: results could not be written.
         """
-        committing = asyncio.create_task(self._writer.commit_forever())
-        committing.add_done_callback(lambda task: self._writer_ended(task, stop))
         timers = self._set_timers(stop, unreached)
         if stop.draining.is_set():
             self._routing.park(stop.message)  # before the first job, so that nothing is sent
         jobs = asyncio.create_task(self._run_jobs(stop))
+        committing = asyncio.create_task(self._writer.commit_forever())
+        ending = asyncio.create_task(self._end(jobs, stop))
+        for helper in (committing, ending):
+            helper.add_done_callback(lambda task: self._helper_ended(task, stop))
         try:
-            await self._until_done(jobs, stop)
+            await asyncio.wait({jobs, ending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for timer in timers:
-                timer.cancel()
             jobs.cancel()
             committing.cancel()
             [ended, _] = await asyncio.gather(jobs, committing, return_exceptions=True)
-            await self._writer.aclose()
+            try:
+                await self._writer.aclose()
+            finally:
+                for timer in timers:
+                    timer.cancel()
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
         if isinstance(ended, Exception):
             raise ended
+        if not_taken := self._writer.uncommitted:
+            stop.message += f"; the reader of stdout did not take {not_taken} of the results"
 
-    async def _until_done(self, jobs: asyncio.Task[None], stop: Stop) -> None:
-        draining = asyncio.create_task(stop.draining.wait())
-        aborting = asyncio.create_task(stop.aborting.wait())
-        try:
-            await asyncio.wait({jobs, draining}, return_when=asyncio.FIRST_COMPLETED)
-            if not jobs.done():
-                self._routing.park(stop.message)
-                await asyncio.wait(
-                    {jobs, aborting}, timeout=self._limits.grace_s, return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            draining.cancel()
-            aborting.cancel()
+    async def _end(self, jobs: asyncio.Task[None], stop: Stop) -> None:
+        """Once told to stop, start nothing more, and cut short what outlasts the grace."""
+        await stop.draining.wait()
+        self._routing.park(stop.message)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.aborting.wait(), self._limits.grace_s)
+        jobs.cancel()
+        await asyncio.sleep(LAST_CHANCE_S)
+        self._writer.give_up()
 
     async def _run_jobs(self, stop: Stop) -> None:
         async with asyncio.TaskGroup() as group:
@@ -142,18 +150,24 @@ class OnlineRun:
         if scheduler.idle:
             self._idle.set()
 
-    def _writer_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
-        if not task.cancelled() and isinstance(error := task.exception(), BatcherError):
+    def _helper_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, BatcherError):
             stop.fail(error)
+        elif error is not None:
+            stop.abort(StopReason.BUG, f"this is a bug: {type(error).__name__}: {error}")
 
-    def _set_timers(self, stop: Stop, unreached: Callable[[], str]) -> list[asyncio.TimerHandle]:
+    def _set_timers(self, stop: Stop, unreached: Callable[[], str | None]) -> list[asyncio.TimerHandle]:
         loop = asyncio.get_running_loop()
         limits = self._limits
 
         def give_up_if_unreachable() -> None:
-            if reason := unreached():
+            reason = unreached()
+            if reason:
                 seen = f"no call reached the provider for {limits.unreachable_after_s:g} s"
                 stop.drain(StopReason.UNREACHABLE, f"{seen}: {reason}")
+            elif reason is not None:  # the first calls are still out, which may be slow answers
+                timers.append(loop.call_later(LOOK_AGAIN_S, give_up_if_unreachable))
 
         def end_at_deadline() -> None:
             stop.drain(StopReason.INTERRUPTED, "the run's deadline has passed")

@@ -13,6 +13,8 @@ from batcher.results.files import make_directory, open_private, output_error, ou
 from batcher.results.line import encode_result
 from batcher.types import OutputPaths, Result
 
+_LOOK_AGAIN_S = 0.1
+
 
 class Sink:
     """Where lines go: a file opened for appending, or a stream (`path` is None)."""
@@ -22,6 +24,8 @@ class Sink:
         self.path = path
         self.pending: list[bytes] = []
         self.size = self.synced = os.fstat(fd).st_size if path else 0
+        self.lines_passed = 0
+        self.given_up = False
 
     def __repr__(self) -> str:
         return f"<Sink {self.path or self.fd}: {self.size} bytes, {self.synced} on disk>"
@@ -33,18 +37,25 @@ class Sink:
         return data
 
     def write(self, data: bytes) -> None:
-        """Write all of `data`, or leave a file as it was and raise `OSError`."""
+        """Write all of `data`, or leave the file as it was and raise `OSError`."""
         rest = memoryview(data)
         try:
             while rest:
-                try:
-                    rest = rest[os.write(self.fd, rest) :]
-                except BlockingIOError:  # somebody who shares our stdout made it non-blocking
-                    select.select([], [self.fd], [])
+                rest = rest[os.write(self.fd, rest) :]
         except OSError:
             self.cut(self.size)
             raise
         self.size += len(data)
+
+    def pass_on(self, data: bytes) -> None:
+        """Write `data` to the stream as its reader takes it, until it is given up; count the whole lines."""
+        rest = memoryview(data)
+        while rest and not self.given_up:
+            # A write that blocks could not be given up. What is ready takes this much without blocking.
+            if select.select([], [self.fd], [], _LOOK_AGAIN_S)[1]:
+                with contextlib.suppress(BlockingIOError):  # somebody who shares it was faster
+                    rest = rest[os.write(self.fd, rest[: select.PIPE_BUF]) :]
+        self.lines_passed += data.count(b"\n", 0, len(data) - len(rest))
 
     def cut(self, size: int) -> None:
         """Cut a file back to `size` bytes if it is longer."""
@@ -122,8 +133,8 @@ class ResultWriter:
         journal: told how many bytes of the result and the error file are safe.
         durable: whether a group is synced before it counts as safe; a stream never is.
         max_delay_s: how long the first line of a group may wait for others (seconds, >= 0).
-        max_batch_bytes: a group of this size waits no longer.
-        max_backlog_bytes: more than this that is not yet safe makes `room` wait.
+        max_batch_bytes: a backlog of this size waits no longer.
+        max_backlog_bytes: a larger backlog makes `room` wait.
     """
 
     def __init__(
@@ -163,8 +174,13 @@ class ResultWriter:
 
     @property
     def backlog_bytes(self) -> int:
-        """Bytes appended and not yet committed."""
+        """Bytes that the results not yet committed hold in memory: their lines, requests and replies."""
         return self._appended_bytes - self._committed_bytes
+
+    @property
+    def uncommitted(self) -> int:
+        """How many results are not yet committed; after `aclose`, those that a stream did not take."""
+        return len(self._uncommitted)
 
     def append(self, result: Result) -> None:
         """Take over `result`; it is safe when `on_committed` names it.
@@ -178,7 +194,7 @@ class ResultWriter:
         line = encode_result(result)
         (self._results if result.ok else self._errors).pending.append(line)
         self._uncommitted.append(result)
-        self._appended_bytes += len(line)
+        self._appended_bytes += len(line) + len(result.job.body) + len(result.answer.body)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -204,6 +220,10 @@ class ResultWriter:
         while True:
             await self._due.wait()
             await self._commit()
+
+    def give_up(self) -> None:
+        """Write no more to a stream, so that `aclose` need not wait for its reader; files are unaffected."""
+        self._results.given_up = True
 
     async def aclose(self) -> None:
         """Commit all that was appended and close the files; cancellation is delivered only afterwards.
@@ -252,6 +272,8 @@ class ResultWriter:
             self._committed.set()
             if self._failure is not None:
                 raise self._failure
+            if self._is_stream:
+                count, self._results.lines_passed = self._results.lines_passed, 0
             self._results.synced, self._errors.synced = sizes
             batch = self._uncommitted[:count]
             del self._uncommitted[:count]
@@ -280,7 +302,7 @@ class ResultWriter:
         sink = self._results
         try:
             if self._is_stream:
-                sink.write(stream_data)
+                sink.pass_on(stream_data)
                 return
             for sink in (self._results, self._errors):
                 if sink.size > sink.synced:
@@ -292,7 +314,7 @@ class ResultWriter:
 
     async def _drain(self) -> None:
         try:
-            while self._uncommitted or self._failure:
+            if self._uncommitted or self._failure:
                 await self._commit()
         finally:
             if self._thread is not None:

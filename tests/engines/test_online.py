@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+import os
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from batcher.providers.simulator.faults import MIXED
 from batcher.providers.simulator.memory import MemoryProvider
 from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.settings import SimulatorSettings
-from batcher.results import ResultWriter, open_output
+from batcher.results import ResultWriter, open_output, stream_to
 from batcher.scheduling.queue import JobQueue
 from batcher.types import Job, Result, output_paths
 from batcher.wiring import build_run
@@ -57,6 +59,8 @@ class Rig:
         limit: int | None = None,
         deadline_at: float | None = None,
         room: Callable[[], Awaitable[None]] = no_wait,
+        on_committed: Callable[[Sequence[Result]], None] | None = None,
+        stream: int | None = None,
         **options: Any,
     ) -> None:
         listed = [{"id": name} for name in ids(jobs)] if isinstance(jobs, int) else jobs
@@ -74,8 +78,8 @@ class Rig:
         self._journal = Journal(self.paths.journal)
         self.queue = JobQueue(self.index, limit=limit)
         self.writer = ResultWriter(
-            *open_output(self.paths),
-            on_committed=self._finished,
+            *(open_output(self.paths) if stream is None else stream_to(stream)),
+            on_committed=on_committed or self._finished,
             durable=False,
         )
         self.run, self.routing = build_run(
@@ -411,6 +415,59 @@ async def test_an_output_that_fails_under_a_job_ends_the_run(tmp_path: Path) -> 
     await _broken_run(rig, OutputError("the journal cannot be written"))
     assert (rig.stop.reason, rig.stop.message) == (74, "the journal cannot be written")
     assert monotonic() == pytest.approx(3)
+
+
+async def test_a_bug_in_the_commit_task_ends_the_run(tmp_path: Path) -> None:
+    def fail_once(results: Sequence[Result]) -> None:
+        if not rig.stop.aborting.is_set():
+            raise ZeroDivisionError("a bug")
+
+    rig = Rig(tmp_path, 100, on_committed=fail_once)
+    await rig()
+    assert rig.stop.reason is StopReason.BUG
+    assert "ZeroDivisionError: a bug" in rig.stop.message
+    assert rig.answered == ids(4)
+    assert monotonic() < 11
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """A pipe that holds all it can, and whose reader has stalled."""
+    reader, fd = os.pipe()
+    os.set_blocking(fd, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(fd, bytes(1 << 12))
+    os.set_blocking(fd, True)
+    yield fd
+    os.close(fd)
+    os.close(reader)
+
+
+@pytest.mark.real_loop
+@pytest.mark.parametrize("how", ["drain and grace", "abort"])
+@pytest.mark.parametrize(
+    ("faults", "answered"),
+    [
+        pytest.param({}, 4, id="all answered"),
+        pytest.param({"j003": ("hang",)}, 3, id="a call in flight"),
+    ],
+)
+async def test_a_stalled_reader_of_the_stream_does_not_outlast_a_stop(
+    tmp_path: Path, full_pipe: int, how: str, faults: dict[str, tuple[str, ...]], answered: int
+) -> None:
+    simulator = SimulatorSettings(latency_s=0, latency_shape="fixed", faults=FaultPlan(by_id=faults))
+    rig = Rig(tmp_path, 4, simulator, stream=full_pipe, grace=0.1)
+    loop = asyncio.get_running_loop()
+    if how == "abort":
+        loop.call_later(0.2, lambda: rig.stop.abort(StopReason.FORCED_INT, "now"))
+    else:
+        loop.call_later(0.2, lambda: rig.stop.drain(StopReason.INTERRUPTED, "now"))
+    async with asyncio.timeout(10):
+        await rig()
+    assert rig.stop.reason is (StopReason.FORCED_INT if how == "abort" else StopReason.INTERRUPTED)
+    assert rig.stop.message == f"now; the reader of stdout did not take {answered} of the results"
+    assert rig.stats.finished == 0
 
 
 @given(
