@@ -35,6 +35,11 @@ fallback: [a, b]
 default_max_completion_tokens: 100
 rpm: 1000
 tpm: 250000
+rpd: 14400
+tpd: 500000
+itpm: 200000
+otpm: 50000
+window: bucket
 concurrency: 8
 timeout: 2m
 connect_timeout: 1.5s
@@ -61,6 +66,11 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         default_max_completion_tokens=100,
         rpm=1000,
         tpm=250_000,
+        rpd=14_400,
+        tpd=500_000,
+        itpm=200_000,
+        otpm=50_000,
+        window="bucket",
         concurrency=8,
         timeout=120.0,
         connect_timeout=1.5,

@@ -22,6 +22,7 @@ from batcher.jobs.rules import (
     seen,
     wrong,
 )
+from batcher.text.structured import schema_fault
 from batcher.types import Endpoint, Job
 
 CHAT: Final[Endpoint] = "/v1/chat/completions"
@@ -122,6 +123,8 @@ def check_line(line: bytes, defaults: LineDefaults) -> CheckedLine:
     else:
         endpoint, body = _batch_request(fields)
         name = fields.get("custom_id", "")
+    if "schema" in fields and (fault := schema_fault(orjson.dumps(fields["schema"]))):
+        raise BadLine(f'"schema" is not a JSON schema that can be used: {fault}')
     body, model = _fill(endpoint, body, defaults)
     try:
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)

@@ -405,3 +405,12 @@ def test_whatever_the_bytes_the_answer_is_a_job_or_a_reason(line: bytes) -> None
     except BadLine:
         return
     assert orjson.loads(job.body)["model"] == job.model
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "objekt"}, {"$ref": "#/nope"}, {"minLength": -1}], ids=["type", "reference", "number"]
+)
+@pytest.mark.parametrize("form", [short, batch], ids=["short", "batch"])
+def test_a_schema_that_cannot_be_used_is_a_bad_line(form: Any, schema: dict[str, Any]) -> None:
+    with pytest.raises(BadLine, match='"schema" is not a JSON schema that can be used'):
+        parse_line(form(schema=schema), "f:1", LineDefaults(model="m"))
