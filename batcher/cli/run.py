@@ -156,4 +156,5 @@ def output_path(given: str | None, files: tuple[str, ...], run_id: str) -> Path 
 def _what_next(code: int, content: dict[str, Any]) -> str:
     if content["resume_at"]:
         return f"; run the same command again after {content['resume_at']}"
-    return "; run the same command again to go on" if code in (75, 130, 143) else ""
+    resumable = code in (75, 130, 143) and content["output"] != "-"
+    return "; run the same command again to go on" if resumable else ""

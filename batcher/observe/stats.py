@@ -60,13 +60,13 @@ class Histogram:
 
 @dataclass(slots=True)
 class ModelStats:
-    """What one model did in this run."""
+    """What one model did in this run; `cost_usd` is None as long as no cost is known."""
 
     succeeded: int = 0
     failed: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    cost_usd: float = 0.0
+    cost_usd: float | None = None
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class Stats:
         self.queued.add(result.queued_s)
         if result.cost_usd is not None:  # answers that missed their schema were paid for, too
             self.cost_usd += result.cost_usd
-            model.cost_usd += result.cost_usd
+            model.cost_usd = (model.cost_usd or 0.0) + result.cost_usd
         answer = result.answer
         if isinstance(answer, Reply):
             self.succeeded += 1
