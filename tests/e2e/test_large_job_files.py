@@ -72,9 +72,9 @@ def test_a_large_file_runs_in_little_memory_and_resumes_quickly(tmp_path: Path) 
     write_many(tmp_path / "jobs.jsonl", count)
     code, peak_kb, stderr = peak_of("run", "jobs.jsonl", "--simulate", cwd=tmp_path)
     assert code == 3, stderr
-    assert f"{count - 1} answered" in stderr
+    assert f"{count - 1:,} answered" in stderr
     assert peak_kb < 300 * MB
     code, again_kb, stderr = peak_of("run", "jobs.jsonl", "--simulate", cwd=tmp_path)
     assert code == 3, stderr
-    assert f"{count - 1} answered" in stderr
+    assert f"{count - 1:,} answered" in stderr
     assert again_kb < 300 * MB
