@@ -45,16 +45,13 @@ async def open_provider(
         ConfigError: key, address, proxy or certificates cannot be used.
     """
     if simulate:
-        from batcher.providers.simulator.server import serve  # noqa: PLC0415 - only needed here
+        from batcher.providers.simulator.server import start_embedded  # noqa: PLC0415 - only needed here
         from batcher.providers.simulator.settings import SimulatorSettings  # noqa: PLC0415
 
-        server = await serve(SimulatorSettings(), "127.0.0.1", 0)
-        try:
+        async with start_embedded(SimulatorSettings()) as server:
             local = Settings(base_url=server.url + "/v1", api_key_env="BATCHER_SIMULATOR_KEY")
             async with _open_remote(local, {}, name=SIMULATOR, concurrency=settings.concurrency) as provider:
                 yield provider
-        finally:
-            await server.close()
         return
     async with _open_remote(
         settings, environ, name=settings.provider_name, concurrency=settings.concurrency

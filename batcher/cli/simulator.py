@@ -119,7 +119,9 @@ def simulator(
         keys=frozenset(keys),
         **behaviour,  # type: ignore[arg-type]  # the options above, which carry the fields' names and types
     )
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    from batcher.wiring import fastest_loop  # noqa: PLC0415 - --help stays quick
+
+    with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(settings, host, port, port_file))
 
 
@@ -135,14 +137,6 @@ async def _serve(settings: SimulatorSettings, host: str, port: int, port_file: P
         await stop.wait()
     finally:
         await server.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop  # noqa: PLC0415 - twice as fast where it is installed, and not needed
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 def _write_port(path: Path, port: int) -> None:

@@ -83,8 +83,8 @@ class OnlineRun:
         jobs = asyncio.create_task(self._run_jobs(stop))
         committing = asyncio.create_task(self._writer.commit_forever())
         ending = asyncio.create_task(self._end(jobs, stop))
-        for helper in (committing, ending):
-            helper.add_done_callback(lambda task: self._helper_ended(task, stop))
+        for task in (committing, ending):
+            task.add_done_callback(lambda ended: self._task_ended(ended, stop))
         try:
             await asyncio.wait({jobs, ending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -150,7 +150,7 @@ class OnlineRun:
         if scheduler.idle:
             self._idle.set()
 
-    def _helper_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
+    def _task_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, BatcherError):
             stop.fail(error)

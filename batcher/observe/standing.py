@@ -9,7 +9,6 @@ import orjson
 from batcher.types import OutputPaths
 
 _CHUNK_BYTES = 1 << 20
-_TAIL_BYTES = 1 << 16
 
 
 def standing(

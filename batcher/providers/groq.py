@@ -14,8 +14,6 @@ from batcher.providers.replies import parse_models
 from batcher.providers.transport import ACCEPT_ENCODING, Pool
 from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
 
-BASE_URL = "https://api.groq.com"
-
 _PREFIX = "/openai"
 _CONTROL_TIMEOUT_S = 60.0
 _CONTROL_CALLS_PER_S = 2
@@ -32,7 +30,7 @@ class Groq:
 
     name = "groq"
 
-    def __init__(self, pool: Pool, key: Secret, base_url: str = BASE_URL) -> None:
+    def __init__(self, pool: Pool, key: Secret, base_url: str) -> None:
         self._client = _QuietGroq(
             api_key=key.reveal(),
             base_url=base_url.removesuffix("/v1").removesuffix(_PREFIX),

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batcher.text.bodies import estimate_tokens
 from batcher.text.tokens import TokenEstimator
 from batcher.types import Usage
 
@@ -47,10 +46,47 @@ def test_output_is_reserved_as_learned_or_as_asked(
     assert taught(answers).estimate(request, answers=False)[1] == 0
 
 
-def test_a_fresh_estimate_is_the_plain_one() -> None:
-    for members in ({}, {"max_tokens": 7}, {"n": 4, "max_completion_tokens": 9}):
-        request = body(**members)
-        assert sum(TokenEstimator().estimate(request, answers=True)) == estimate_tokens(request, answers=True)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=10,
+)
+
+
+def fresh_estimate(request: bytes, *, answers: bool) -> int:
+    """Estimate input and output together before anything was learned."""
+    return sum(TokenEstimator().estimate(request, answers=answers))
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        pytest.param(b"{}", 1 + 1024, id="no maximum"),
+        pytest.param(b'{"max_tokens":100}', 7 + 100, id="max_tokens"),
+        pytest.param(b'{"max_output_tokens":100}', 9 + 100, id="max_output_tokens"),
+        pytest.param(b'{"max_completion_tokens":100,"max_tokens":7}', 16 + 100, id="the newest name counts"),
+        pytest.param(b'{"max_tokens":100,"n":3}', 9 + 300, id="three answers"),
+        pytest.param(b'{"max_tokens":-100000,"n":-3}', 10 + 1024, id="below zero is no maximum"),
+        pytest.param(b'{"max_tokens":"many"}', 8 + 1024, id="an odd type is the provider's to refuse"),
+        pytest.param(b'{"max_tokens":0}', 6 + 1024, id="zero"),
+    ],
+)
+def test_an_estimate_is_the_prompt_and_the_most_it_may_answer(body: bytes, tokens: int) -> None:
+    assert fresh_estimate(body, answers=True) == tokens
+
+
+def test_an_embedding_writes_nothing() -> None:
+    assert fresh_estimate(b'{"input":"' + b"x" * 3_200 + b'"}', answers=False) == 1105
+
+
+@given(body=st.dictionaries(st.sampled_from(["max_tokens", "max_completion_tokens", "n", "x"]), json_values))
+def test_no_estimate_is_below_the_prompt(body: dict[str, object]) -> None:
+    written = orjson.dumps(body)
+    assert fresh_estimate(written, answers=True) > fresh_estimate(written, answers=False)
 
 
 @pytest.mark.parametrize("bytes_per_token", [1.7, 2.5, 3.2, 4.4, 6.0])
