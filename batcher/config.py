@@ -36,6 +36,18 @@ _PROXY = re.compile(r"(https?|socks5h?)://.+", re.IGNORECASE)
 _VARIABLE = re.compile(r"(?!gsk_)[A-Za-z_][A-Za-z0-9_]*")
 
 
+class AccountSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The owner of a quota, such as an organisation at Groq.
+
+    Attributes:
+        keys: variables that hold keys of this account; all of them draw on the same quota.
+        weight: how large a share of the work the account takes while others have room, too.
+    """
+
+    keys: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a run is to be done; the names are those of the flags and of the keys in the YAML file.
 
@@ -45,8 +57,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         api_key_env: the variable that holds the key; None is the provider's usual one.
         env_file: a file of `NAME=value` lines to look for the key in, too.
         insecure_http: allow plain http to other machines.
+        accounts: whose quota is used, by name; none is one account with the key of `api_key_env`.
         model: for lines that name none.
+        weights: models for lines that name none, each taking its share of them.
+        service_tier: Groq's tier for all calls; `auto` uses flex for what on_demand cannot take.
         fallback: models for lines that name no fallback of their own.
+        fallback_after_s: jobs that have a fallback take it once their model's lane is held up for longer.
         default_max_completion_tokens: for short lines that set no maximum.
         rpm: requests a minute, per model.
         tpm: tokens a minute, per model.
@@ -56,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         otpm: output tokens a minute, per model.
         window: `any` keeps minute limits over every 60 s; `bucket` spends Groq's full bucket at the start.
         concurrency: the most calls in flight over the whole run; how many are of use is found out.
+        batch_size: queued jobs of equal priority among which those with the same long prefix are grouped.
+        batch_wait_s: how long such a group waits for the answer to its first, which fills the prompt cache.
         timeout: seconds for one attempt from its start to the last byte.
         connect_timeout: seconds for a connection to come about.
         grace: seconds that calls in flight may go on after a stop.
@@ -73,8 +91,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_key_env: str | None = None
     env_file: str | None = None
     insecure_http: bool = False
+    accounts: dict[str, AccountSettings] = {}
     model: str | None = None
+    weights: dict[str, float] = {}
+    service_tier: Literal["on_demand", "flex", "auto"] | None = None
     fallback: tuple[str, ...] = ()
+    fallback_after_s: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 30.0
     default_max_completion_tokens: Positive | None = None
     rpm: Positive | None = None
     tpm: Positive | None = None
@@ -84,6 +106,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     otpm: Positive | None = None
     window: Literal["any", "bucket"] = "any"
     concurrency: Positive = 256
+    batch_size: Positive = 256
+    batch_wait_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 2.0
     timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 300.0
     connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 10.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 60.0

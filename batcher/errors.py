@@ -14,6 +14,7 @@
     |- ConfigError                     78
     |  `- KeyMissing                   78
     |- LaneParked                           a lane lets nothing more through in this run, its jobs wait
+    |- LaneHeldUp                           a lane lets nothing through for a while, another may be quicker
     |- BadLine                              one line of a job file cannot be used
     `- CallError                            one attempt did not bring an answer
        |- Requeue                           tried again, no attempt counted
@@ -115,6 +116,10 @@ class LaneParked(BatcherError):
         self.resume_in_s = resume_in_s
 
 
+class LaneHeldUp(BatcherError):
+    """A lane lets nothing through for longer than the job cares to wait; it may have another route."""
+
+
 class BadLine(BatcherError):
     """One line of a job file cannot be used; `str()` is the reason, without the place."""
 
@@ -130,9 +135,11 @@ class CallError(BatcherError):
         retry_after_s: how long the provider asks to wait, if it does (seconds, > 0).
         limits: what the reply's headers said about limits.
         sent: whether the request may have reached the provider, so that it may have been charged.
+        probe: whether the call found out for all whether the provider is back; no job is to blame for its end.
     """
 
     outcome: ClassVar[Outcome] = Outcome.IGNORED
+    of_host: ClassVar[bool] = False  # every model behind the same address fails so
     retryable: ClassVar[bool] = False
     counts_attempt: ClassVar[bool] = True
     try_next_route: ClassVar[bool] = False
@@ -157,6 +164,12 @@ class CallError(BatcherError):
         self.retry_after_s = retry_after_s
         self.limits = limits
         self.sent = sent
+        self.probe = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether this call counts as an attempt of its job."""
+        return self.counts_attempt and not self.probe
 
 
 class Requeue(CallError):
@@ -176,10 +189,15 @@ class ConnectFailed(Requeue):
     """No connection came about (refused, DNS, TLS, connect timeout): nothing was sent or charged."""
 
     outcome = Outcome.FAILED
+    of_host = True
 
 
 class LocalFault(Requeue):
     """This machine ran out of descriptors, ports or memory: no fault of the provider."""
+
+
+class KeyDoubted(Requeue):
+    """A key was refused (401), but there is another one, or it is not yet sure."""
 
 
 class Retryable(CallError):
@@ -193,6 +211,7 @@ class CapacityExceeded(Retryable):
     """The flex tier is full (498)."""
 
     outcome = Outcome.OVERLOADED
+    try_next_route = True
 
 
 class ServerError(Retryable):
@@ -213,6 +232,8 @@ class BadReply(Retryable):
 
 class HostBlocked(Retryable):
     """A firewall in front of the provider turned the call away (403 with a web page)."""
+
+    of_host = True
 
 
 class BadGeneration(Retryable):

@@ -19,7 +19,8 @@ class JobStarted:
 class AttemptFinished:
     """One HTTP call ended, the `call`-th of its job, counted from 1.
 
-    `code` and `message` are "" for an answer; `sent` tells whether it may have been charged.
+    `account` owns the quota, `route` is the model. `code` and `message` are "" for an answer; `sent` tells
+    whether it may have been charged.
     """
 
     job_id: str
@@ -32,6 +33,7 @@ class AttemptFinished:
     latency_s: float
     sent: bool
     usage: Usage | None
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,24 @@ class CircuitChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyDisabled:
+    """A key of an account was refused for good; `message` names the variable that holds it."""
+
+    account: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackTaken:
+    """A job goes on with another model than the one it asked for; `reason` says why."""
+
+    job_id: str
+    wanted: str
+    taken: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobFinished:
     """A job's result line is on disk."""
 
@@ -66,5 +86,14 @@ class BudgetReached:
     budget_usd: float
 
 
-Event: TypeAlias = JobStarted | AttemptFinished | LaneChanged | CircuitChanged | JobFinished | BudgetReached
+Event: TypeAlias = (
+    JobStarted
+    | AttemptFinished
+    | LaneChanged
+    | CircuitChanged
+    | KeyDisabled
+    | FallbackTaken
+    | JobFinished
+    | BudgetReached
+)
 Emit: TypeAlias = Callable[[Event], None]
