@@ -135,7 +135,7 @@ class CallError(BatcherError):
         retry_after_s: how long the provider asks to wait, if it does (seconds, > 0).
         limits: what the reply's headers said about limits.
         sent: whether the request may have reached the provider, so that it may have been charged.
-        probe: whether the call found out for all whether the provider is back; no job is to blame for its end.
+        probe: whether the call found out for all if the provider is back; no job is to blame for its end.
     """
 
     outcome: ClassVar[Outcome] = Outcome.IGNORED
