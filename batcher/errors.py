@@ -140,6 +140,7 @@ class CallError(BatcherError):
 
     outcome: ClassVar[Outcome] = Outcome.IGNORED
     of_host: ClassVar[bool] = False  # every model behind the same address fails so
+    shortest_wait_s: ClassVar[float] = 0.0  # before the next try, whoever makes it
     retryable: ClassVar[bool] = False
     counts_attempt: ClassVar[bool] = True
     try_next_route: ClassVar[bool] = False
@@ -234,6 +235,7 @@ class HostBlocked(Retryable):
     """A firewall in front of the provider turned the call away (403 with a web page)."""
 
     of_host = True
+    shortest_wait_s = 60.0
 
 
 class BadGeneration(Retryable):

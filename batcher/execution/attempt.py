@@ -8,7 +8,7 @@ from batcher.errors import CallError, RateLimited
 from batcher.events import AttemptFinished, Emit
 from batcher.providers.limit_headers import limit_named
 from batcher.scheduling.allowance import Lesson
-from batcher.scheduling.lane import Permit
+from batcher.scheduling.permit import Permit
 from batcher.scheduling.routing import Route
 from batcher.types import Job, Outcome, Reply, Request, Usage
 
@@ -103,6 +103,7 @@ class Attempts:
                     usage=reply.usage,
                     sent_bytes=len(request.body),
                     seen=reply.limits,
+                    host=Outcome.SUCCESS,
                 )
             )
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
@@ -110,7 +111,8 @@ class Attempts:
 
     def _failed(self, story: Story, permit: Permit, sent_at: float, error: CallError) -> None:
         self._clock(story, sent_at)
-        story.attempts += error.counts_attempt
+        error.probe = permit.probe
+        story.attempts += error.counted
         permit.settle(_lesson(error))
         if error.sent and not error.status:
             self._journal.unknown(story.job.id, story.calls, error.code)
@@ -147,11 +149,13 @@ class Attempts:
 
 def _lesson(error: CallError) -> Lesson:
     refused = isinstance(error, RateLimited)
+    host = Outcome.FAILED if error.of_host else Outcome.SUCCESS if error.status else Outcome.IGNORED
     return Lesson(
         outcome=error.outcome,
         admitted=error.sent and error.outcome is not Outcome.OVERLOADED,
         seen=error.limits,
         refused=refused,
-        retry_after_s=error.retry_after_s,
+        retry_after_s=max(error.retry_after_s or 0.0, error.shortest_wait_s) or None,
+        host=host,
         limit_name=limit_named(str(error)) if refused else None,
     )

@@ -49,10 +49,15 @@ class CircuitBreaker:
 
     An outcome whose ticket is of an older generation than the current one changes nothing: a late answer
     from before an outage says nothing about now.
+
+    Attributes:
+        state: closed, open or half-open.
+        open_since: when it was closed last, None while it is closed.
     """
 
     def __init__(self, policy: BreakerPolicy, *, random: Callable[[], float]) -> None:
         self.state = Circuit.CLOSED
+        self.open_since: float | None = None
         self._policy = policy
         self._random = random
         self._generation = 0
@@ -99,6 +104,7 @@ class CircuitBreaker:
                 self._successes += 1
                 if self._successes >= self._policy.successes_to_close:
                     self._openings = max(0, self._openings - 1)
+                    self.open_since = None
                     self._enter(Circuit.CLOSED)
             return
         if outcome is Outcome.SUCCESS or outcome is Outcome.FAILED:
@@ -133,6 +139,7 @@ class CircuitBreaker:
         self._open_until = now + max(asked_s, wait * (0.8 + 0.4 * self._random()))
         # Past 2^16 the longest wait rules anyway; an endless outage must not overflow a float.
         self._openings = min(self._openings + 1, 16)
+        self.open_since = now if self.open_since is None else self.open_since
         self._enter(Circuit.OPEN)
 
     def _enter(self, state: Circuit) -> None:

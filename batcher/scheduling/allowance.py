@@ -1,5 +1,6 @@
 """What the provider lets one route do: its quota, its pace, its concurrency and its pauses."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class Lesson:
         refused: a 429: nothing gets through for now.
         retry_after_s: the pause that the provider asked for, if it did.
         limit_name: the limit that a refusal names (`RPM`, `TPD` ...), if it does.
+        host: what it taught about the address: any reply of the API is a `SUCCESS`.
     """
 
     outcome: Outcome
@@ -59,6 +61,7 @@ class Lesson:
     refused: bool = False
     retry_after_s: float | None = None
     limit_name: str | None = None
+    host: Outcome = Outcome.IGNORED
 
 
 class Allowance:
@@ -86,7 +89,7 @@ class Allowance:
         # Where nothing limits, counting would cost more than it is worth; the headers may change that.
         self._quota = None if limits == QuotaLimits(window=limits.window) else Quota(limits, now)
         self._window = limits.window
-        self._rpm = limits.rpm
+        self._share = 1.0
         self._pacer = Pacer(limits.rpm, on_token) if limits.rpm else None
         self.pause = Pause()
 
@@ -98,6 +101,12 @@ class Allowance:
         """Calls that may be in flight now."""
         return self._concurrency.limit
 
+    @property
+    def day_limits(self) -> tuple[int | None, int | None]:
+        """Requests and tokens a day, as told or learned."""
+        limits = self._quota.limits if self._quota is not None else QuotaLimits()
+        return limits.rpd, limits.tpd
+
     def demand(self, body: bytes, *, answers: bool) -> Demand:
         """Estimate what a request may use, as far as anything counts it."""
         return Demand(*self._estimator.estimate(body, answers=answers)) if self._quota else NOTHING
@@ -106,14 +115,21 @@ class Allowance:
         """Return "" if a request of `demand` can pass some time, else which limit it exceeds."""
         return self._quota.fits(demand) if self._quota else ""
 
-    def free_at(self, demand: Demand, in_flight: int, now: float) -> float:
-        """Return when a request may start: `now`, later, or `inf` where `on_token` or an end will tell."""
+    def busy_until(self, in_flight: int, now: float) -> float:
+        """Return when pause and concurrency let a request start: `now`, later, or `inf` until an end."""
         if self.pause.until > now:
             return self.pause.until
-        if in_flight >= self._concurrency.limit:
-            return float("inf")
-        if self._quota is not None and (quota := self._quota.free_at(demand, now)) > now:
-            return quota
+        return math.inf if in_flight >= self._concurrency.limit else now
+
+    def quota_until(self, demand: Demand, now: float) -> float:
+        """Return when the quota lets a request of `demand` start: `now` or later."""
+        return self._quota.free_at(demand, now) if self._quota is not None else now
+
+    def paced_until(self, now: float) -> float:
+        """Return when the pace lets a request start: `now`, later, or `inf` where `on_token` will tell.
+
+        To be asked last: it orders the token for the next request.
+        """
         return self._pacer.free_at(now) if self._pacer is not None else now
 
     def grant(self, demand: Demand, now: float) -> Hold:
@@ -152,6 +168,18 @@ class Allowance:
             said.append(begun)
         return said
 
+    def set_share(self, share: float, now: float) -> None:
+        """Keep to a share of each minute limit, those that will be learned included."""
+        self._share = share
+        if self._quota is not None:
+            self._quota.set_share(share, now)
+            self._follow_quota()
+
+    def used_elsewhere(self, requests: int, tokens: int, now: float) -> None:
+        """Count what others have used of the day's limits; where none is known, the provider will tell."""
+        if self._quota is not None:
+            self._quota.day_used(requests, tokens, age_s=0.0, now=now)
+
     def close(self) -> None:
         """Stop fetching pacing tokens."""
         if self._pacer is not None:
@@ -168,14 +196,21 @@ class Allowance:
 
     def _adopt(self, seen: RateLimits, reservation: QuotaReservation | None, now: float) -> list[str]:
         if self._quota is None:
-            self._quota = Quota(QuotaLimits(window=self._window), now)
+            self._quota = Quota(QuotaLimits(window=self._window), now, share=self._share)
         if reservation is None:
             # It started before anything counted: as far as the quota knows, it came and went just now.
             reservation = self._quota.reserve(NOTHING, now)
         said = self._quota.adopt(seen, reservation, now)
-        rpm = self._quota.limits.rpm
-        if rpm != self._rpm and rpm:
-            self.close()
-            self._rpm = rpm
-            self._pacer = Pacer(rpm, self._on_token)
+        self._follow_quota()
         return said
+
+    def _follow_quota(self) -> None:
+        """Pace at the requests a minute that the quota keeps now."""
+        assert self._quota is not None
+        rpm = self._quota.limits.rpm
+        if rpm is None:
+            return
+        if self._pacer is None:
+            self._pacer = Pacer(max(1, rpm), self._on_token)
+        else:
+            self._pacer.resize(max(1, rpm))

@@ -1,22 +1,28 @@
 """The single gate of a route: one synchronous decision, one timer."""
 
 import asyncio
-import heapq
 import math
-import random
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 from batcher.clock import monotonic
-from batcher.errors import LaneParked, TooLarge
-from batcher.events import CircuitChanged, Emit, LaneChanged
-from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
+from batcher.errors import LaneHeldUp, LaneParked, TooLarge
+from batcher.events import Emit, LaneChanged
+from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import NOTHING, Allowance, Hold, Lesson, ProviderRules
+from batcher.scheduling.allowance import NOTHING, Allowance, Lesson, ProviderRules
+from batcher.scheduling.backoffs import Backoffs
+from batcher.scheduling.circuits import HostCircuit, WatchedCircuit
+from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
+from batcher.scheduling.waiters import Waiter, Waiters
 from batcher.types import Outcome
+
+OVERTAKEN_S = 10.0
+"""How long the first in line, for which the tokens are not there yet, lets smaller ones go before it."""
+
+OVERTAKERS = 8
+"""How many behind the first are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +30,11 @@ class LaneLimits:
     """What a lane was told to keep.
 
     Attributes:
-        quota: requests and tokens; what is None may be learned from the provider's headers.
+        quota: requests and tokens; what is None may be learned from the provider.
         concurrency: the most calls in flight.
         rules: how the provider counts.
         longest_pause_s: a provider that asks for a longer pause parks the lane instead.
+        longest_outage_s: a lane that has failed for longer is parked, so that every run ends.
         deadline_at: the run's end in loop time; a pause beyond it parks the lane, too.
     """
 
@@ -35,53 +42,27 @@ class LaneLimits:
     concurrency: int = 256
     rules: ProviderRules = field(default_factory=ProviderRules)
     longest_pause_s: float = 3600.0
+    longest_outage_s: float = 86_400.0
     deadline_at: float = math.inf
-
-
-class Permit:
-    """Leave for one attempt, settled exactly once; left unsettled (cancelled), it counts as `IGNORED`."""
-
-    __slots__ = ("_hold", "_lane", "_open", "_ticket")
-
-    def __init__(self, lane: "Lane", hold: Hold, ticket: Ticket) -> None:
-        self._lane = lane
-        self._hold = hold
-        self._ticket = ticket
-        self._open = True
-
-    def settle(self, lesson: Lesson) -> None:
-        """Give the slot back and tell the lane what the attempt brought.
-
-        Raises:
-            RuntimeError: the permit was settled before.
-        """
-        if not self._open:
-            raise RuntimeError("a permit is settled exactly once")
-        self._open = False
-        self._lane._settle(self._hold, self._ticket, lesson)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._open:
-            self.settle(Lesson(outcome=Outcome.IGNORED))
-
-
-@dataclass(slots=True)
-class _Waiter:
-    future: asyncio.Future[Permit]
-    demand: Demand
 
 
 class Lane:
     """Lets attempts of one route through while every gate says yes in the same step.
 
-    The gates: not parked, the circuit breaker, the provider's allowance (pause, concurrency, quota, pace), a
-    slot of the run. When one says no, a single timer is set to the earliest moment that can change the
-    answer; a gate without such a moment calls back.
+    The gates: not parked, the circuit breakers of route and host, the provider's allowance (pause,
+    concurrency, quota, pace), a slot of the run. When one says no, a single timer is set to the earliest
+    moment that can change the answer; a gate without such a moment calls back.
+
+    The first in line goes first. Where only its tokens are missing, smaller ones of the same priority may go
+    before it for `OVERTAKEN_S`; then it holds its place until they are there.
+
+    Args:
+        route: its name, for messages.
+        limits: what it was told.
+        slots: shared by all lanes of the run.
+        breaker: when the route counts as failing.
+        emit: who is told what changes.
+        host: the circuit of the address, shared by all lanes that talk to it; None for one of its own.
     """
 
     def __init__(
@@ -92,28 +73,30 @@ class Lane:
         slots: RunSlots,
         breaker: BreakerPolicy,
         emit: Emit,
+        host: HostCircuit | None = None,
     ) -> None:
         self.route = route
         self.in_flight = 0
         self.last_success_at = -math.inf
         self._limits = limits
         self._slots = slots
-        self._breaker = CircuitBreaker(breaker, random=random.random)
+        self._circuit = WatchedCircuit(route, breaker, emit)
+        self._host = host or HostCircuit(route, breaker, emit)
+        self._host.join(self._look_again)
         self._emit = emit
         self._allowance = Allowance(limits.quota, limits.concurrency, limits.rules, self._assign, monotonic())
-        self._waiters: list[tuple[int, float, int, _Waiter]] = []  # (-priority, since, number, waiter)
-        self._arrivals = 0
+        self._waiters: Waiters[Permit] = Waiters()
+        self._backoffs = Backoffs(lambda: not self.in_flight and not self._waiters)
         self._timer: asyncio.TimerHandle | None = None
         self._parked: LaneParked | None = None
-        self._sleepers: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Lane {self.route} in_flight={self.in_flight} waiting={self.waiting} {self._breaker!r}>"
+        return f"<Lane {self.route} in_flight={self.in_flight} waiting={self.waiting} {self._circuit!r}>"
 
     @property
     def waiting(self) -> int:
         """Attempts that wait to be let through."""
-        return sum(1 for *_, waiter in self._waiters if not waiter.future.done())
+        return len(self._waiters)
 
     @property
     def parked(self) -> LaneParked | None:
@@ -124,6 +107,11 @@ class Lane:
     def concurrency(self) -> int:
         """Calls that may be in flight on this lane now."""
         return self._allowance.concurrency
+
+    @property
+    def day_limits(self) -> tuple[int | None, int | None]:
+        """Requests and tokens a day, as told or learned."""
+        return self._allowance.day_limits
 
     def demand(self, body: bytes, *, answers: bool) -> Demand:
         """Estimate the tokens that a request may use, for `permit`.
@@ -138,58 +126,67 @@ class Lane:
         """Return what holds this lane back at `now`, in words, or ""."""
         if self._parked is not None:
             return str(self._parked)
-        if self._breaker.state is Circuit.OPEN:
-            return f"{self.route} fails, next try in {max(0.0, self._breaker.free_at(now) - now):.0f} s"
+        if fails := self._host.hindrance(now) or self._circuit.hindrance(now):
+            return fails
         if self._allowance.pause.until > now:
             return f"{self.route} pauses for {self._allowance.pause.until - now:.0f} s"
         return ""
 
-    async def permit(self, *, priority: int = 0, since: float = 0.0, demand: Demand = NOTHING) -> Permit:
+    def held_up_s(self, now: float) -> float:
+        """Return for how long the lane has been, or is going to be, shut by failures or by a pause."""
+        paused_s = self._allowance.pause.until - now
+        return max(0.0, paused_s, self._circuit.held_up_s(now), self._host.held_up_s(now))
+
+    async def permit(
+        self,
+        *,
+        priority: int = 0,
+        since: float = 0.0,
+        demand: Demand = NOTHING,
+        patience_s: float = math.inf,
+    ) -> Permit:
         """Wait until an attempt may start.
 
         Args:
             priority: higher goes first.
             since: when the job began to wait (loop time); among equals the oldest goes first.
             demand: tokens that the attempt may use.
+            patience_s: how long the lane may be shut before the job would rather go elsewhere.
 
         Raises:
             LaneParked: nothing more passes in this run.
+            LaneHeldUp: the lane is shut for longer than `patience_s`.
             TooLarge: that is more than the quota can ever let through.
         """
         self._refuse_if_parked()
         if misfit := self._allowance.misfit(demand):
             raise _too_large(misfit)
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), demand)
-        self._arrivals += 1
-        heapq.heappush(self._waiters, (-priority, since, self._arrivals, waiter))
+        waiter = self._waiters.add(priority, since, demand, patience_s)
         self._assign()
+        if patience_s < math.inf:
+            self._send_away()
         try:
             return await waiter.future
         except asyncio.CancelledError:
+            self._waiters.remove(waiter)
             if waiter.future.done() and not waiter.future.cancelled() and not waiter.future.exception():
                 waiter.future.result().settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
             else:
-                self._assign()  # the next in line may need less than the one that has gone
+                self._look_again()  # the next in line may need less than the one that has gone
             raise
 
-    async def backoff(self, seconds: float) -> None:
+    async def backoff(self, seconds: float, *, counted: bool = False) -> None:
         """Sleep between two attempts without holding anything; parking the lane ends the sleep.
+
+        Args:
+            seconds: how long (>= 0).
+            counted: the failed attempt counted, so that the retry has to wait for the lane's retry budget.
 
         Raises:
             LaneParked: nothing more passes in this run.
         """
         self._refuse_if_parked()
-        if seconds <= 0:
-            return
-        loop = asyncio.get_running_loop()
-        awake: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _wake, awake)
-        self._sleepers.add(awake)
-        try:
-            await awake
-        finally:
-            self._sleepers.discard(awake)
-            timer.cancel()
+        await self._backoffs.sleep(seconds, counted=counted)
         self._refuse_if_parked()
 
     def park(self, reason: str, *, resume_in_s: float | None = None) -> None:
@@ -205,19 +202,25 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
         self._allowance.close()
-        waiters, self._waiters = self._waiters, []
-        for *_, waiter in waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(LaneParked(reason, resume_in_s=resume_in_s))
-        for sleeper in self._sleepers:
-            _wake(sleeper)
+        for waiter in self._waiters:
+            self._turn_down(waiter, LaneParked(reason, resume_in_s=resume_in_s))
+        self._backoffs.wake_all()
         self._emit(LaneChanged(route=self.route, message=reason))
+
+    def set_share(self, share: float) -> None:
+        """Keep to `share` (above 0, at most 1) of each minute limit: other runs have the rest."""
+        self._allowance.set_share(share, monotonic())
+        self._look_again()
+
+    def used_elsewhere(self, requests: int, tokens: int) -> None:
+        """Count what others have used of the day's limits (both >= 0)."""
+        self._allowance.used_elsewhere(requests, tokens, monotonic())
+        self._look_again()
 
     def wants_slot(self) -> tuple[int, float] | None:
         """Return (-priority, waiting since) of the best waiter, or None if nobody waits."""
-        while self._waiters and self._waiters[0][3].future.done():
-            heapq.heappop(self._waiters)
-        return self._waiters[0][:2] if self._waiters else None
+        best = self._waiters.best
+        return None if best is None else (best.urgency, best.since)
 
     def slot_free(self) -> None:
         """Look again whether a waiter can be let through."""
@@ -228,56 +231,81 @@ class Lane:
             # A new one for each: an exception raised twice keeps the frames of both callers alive.
             raise LaneParked(str(self._parked), resume_in_s=self._parked.resume_in_s)
 
+    def _look_again(self) -> None:
+        if self._waiters:
+            self._assign()
+
     def _assign(self) -> None:
         """Let the best waiters through while all gates say yes; else set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         now = monotonic()
-        while self.wants_slot() is not None:
-            waiter = self._waiters[0][3]
-            if misfit := self._allowance.misfit(waiter.demand):
-                heapq.heappop(self._waiters)
-                waiter.future.set_exception(_too_large(misfit))  # a limit was learned while it waited
+        while (first := self._waiters.best) is not None:
+            if misfit := self._allowance.misfit(first.demand):
+                self._turn_down(first, _too_large(misfit))  # a limit was learned while it waited
                 continue
-            free_at = self._free_at(waiter.demand, now)
+            waiter, free_at = self._next(first, now)
             if free_at > now:
                 if free_at < math.inf:
                     self._timer = asyncio.get_running_loop().call_at(free_at, self._assign)
                 return
-            heapq.heappop(self._waiters)
+            self._waiters.remove(waiter)
             waiter.future.set_result(self._grant(waiter.demand, now))
 
-    def _free_at(self, demand: Demand, now: float) -> float:
-        """Return when the best waiter may pass; `inf` where a gate will call back."""
-        if (circuit := self._breaker.free_at(now)) > now:
-            return circuit
-        if (allowed := self._allowance.free_at(demand, self.in_flight, now)) > now:
-            return allowed
-        return now if self._slots.free_for(self) else math.inf
+    def _next(self, first: Waiter[Permit], now: float) -> tuple[Waiter[Permit], float]:
+        """Return who may pass next, and when: `inf` where a gate will call back."""
+        if (shut := self._circuit.free_at(now)) > now or (shut := self._host.free_at(now)) > now:
+            return first, shut
+        if (busy := self._allowance.busy_until(self.in_flight, now)) > now:
+            return first, busy
+        waiter, free_at = self._fitting(first, now)
+        if free_at > now or (free_at := self._allowance.paced_until(now)) > now:
+            return waiter, free_at
+        return waiter, now if self._slots.free_for(self) else math.inf
+
+    def _fitting(self, first: Waiter[Permit], now: float) -> tuple[Waiter[Permit], float]:
+        """Return the first in line, or a smaller one whose tokens are there already, and when they are."""
+        free_at = self._allowance.quota_until(first.demand, now)
+        if free_at <= now or first.demand is NOTHING:
+            return first, free_at
+        if first.first_at is None:
+            first.first_at = now
+        if now - first.first_at >= OVERTAKEN_S:
+            return first, free_at
+        for other in self._waiters.behind_first(OVERTAKERS):
+            if self._allowance.misfit(other.demand):
+                continue
+            if (other_at := self._allowance.quota_until(other.demand, now)) <= now:
+                return other, now
+            free_at = min(free_at, other_at)
+        return first, free_at
 
     def _grant(self, demand: Demand, now: float) -> Permit:
-        before = self._breaker.state
-        ticket = self._breaker.grant(now)
-        self._tell_circuit(before)
+        ticket, host_ticket = self._circuit.grant(now), self._host.grant(now)
         self._slots.take()
         hold = self._allowance.grant(demand, now)
         self.in_flight += 1
-        return Permit(self, hold, ticket)
+        return Permit(hold, ticket, host_ticket, self._settle)
 
-    def _settle(self, hold: Hold, ticket: Ticket, lesson: Lesson) -> None:
+    def _settle(self, permit: Permit, lesson: Lesson) -> None:
         now = monotonic()
-        before = self._breaker.state
-        self._breaker.settle(ticket, lesson.outcome, now, wait_s=lesson.retry_after_s or 0.0)
-        self._tell_circuit(before)
         if lesson.outcome is Outcome.SUCCESS:
             self.last_success_at = now
-        for words in self._allowance.settle(hold, lesson, self.in_flight, now):
+            self._backoffs.succeeded()
+        for words in self._allowance.settle(permit.hold, lesson, self.in_flight, now):
             self._emit(LaneChanged(route=self.route, message=f"{self.route}: {words}"))
         self.in_flight -= 1
+        # What fails at the address says nothing about this model.
+        outcome = Outcome.IGNORED if lesson.host is Outcome.FAILED else lesson.outcome
+        wait_s = lesson.retry_after_s or 0.0
+        self._circuit.settle(permit.ticket, outcome, now, wait_s=wait_s)
+        self._host.settle(permit.host_ticket, lesson.host, now, wait_s=wait_s)
         self._park_if_hopeless(lesson, now)
+        self._send_away()
         self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
         self._slots.give_back()
+        self._backoffs.look_again()
 
     def _park_if_hopeless(self, lesson: Lesson, now: float) -> None:
         wait_s = lesson.retry_after_s or 0.0
@@ -285,23 +313,24 @@ class Lane:
             limit = f" ({lesson.limit_name})" if lesson.limit_name else ""
             reason = f"{self.route}: the provider asks to wait {wait_s:.0f} s{limit}"
             self.park(reason, resume_in_s=wait_s)
+        elif lesson.outcome is Outcome.FAILED and self._fails_for_s(now) > self._limits.longest_outage_s:
+            self.park(f"{self.route}: no answer for {self._fails_for_s(now) / 3600:.0f} h")
 
-    def _tell_circuit(self, before: Circuit) -> None:
-        after = self._breaker.state
-        if after is before:
+    def _fails_for_s(self, now: float) -> float:
+        return max(self._circuit.fails_for_s(now), self._host.fails_for_s(now))
+
+    def _send_away(self) -> None:
+        """Let those go elsewhere for whom the lane is shut for too long."""
+        if not self._waiters or (held_up_s := self.held_up_s(monotonic())) <= 0:
             return
-        words = {
-            Circuit.OPEN: "too many calls failed, waiting before the next try",
-            Circuit.HALF_OPEN: "trying again with a single call",
-            Circuit.CLOSED: "the provider answers again",
-        }
-        message = f"{self.route}: {words[after]}"
-        self._emit(CircuitChanged(route=self.route, state=after.value, message=message))
+        for waiter in self._waiters:
+            if waiter.patience_s < held_up_s:
+                self._turn_down(waiter, LaneHeldUp(f"{self.route} is held up for {held_up_s:.0f} s"))
 
-
-def _wake(sleeper: asyncio.Future[None]) -> None:
-    if not sleeper.done():
-        sleeper.set_result(None)
+    def _turn_down(self, waiter: Waiter[Permit], error: LaneHeldUp | LaneParked | TooLarge) -> None:
+        self._waiters.remove(waiter)
+        if not waiter.future.done():
+            waiter.future.set_exception(error)
 
 
 def _too_large(misfit: str) -> TooLarge:

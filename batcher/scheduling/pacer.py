@@ -22,9 +22,7 @@ class Pacer:
     """
 
     def __init__(self, requests_per_minute: int, on_token: Callable[[], None]) -> None:
-        rate = requests_per_minute / WINDOW_S
-        burst = 1 + BURST_S * rate
-        self._limiter = AsyncLimiter(burst, burst / rate)
+        self._limiter = _even_limiter(requests_per_minute)
         self._ring = SlotRing(requests_per_minute)
         self._on_token = on_token
         self._fetching: asyncio.Task[None] | None = None
@@ -40,6 +38,12 @@ class Pacer:
         if self._fetching is None:
             self._fetching = asyncio.get_running_loop().create_task(self._fetch())
         return math.inf
+
+    def resize(self, requests_per_minute: int) -> None:
+        """Keep another limit from now on; what was started already counts against it."""
+        if requests_per_minute != self._ring.limit:
+            self._limiter = _even_limiter(requests_per_minute)
+            self._ring.limit = requests_per_minute
 
     def spend(self, now: float) -> None:
         """Use the token in hand for a request that starts now."""
@@ -58,3 +62,9 @@ class Pacer:
         finally:
             self._fetching = None
         self._on_token()
+
+
+def _even_limiter(requests_per_minute: int) -> AsyncLimiter:
+    rate = requests_per_minute / WINDOW_S
+    burst = 1 + BURST_S * rate
+    return AsyncLimiter(burst, burst / rate)

@@ -7,7 +7,8 @@ from batcher.clock import monotonic
 from batcher.events import Event
 from batcher.limits.breaker import BreakerPolicy
 from batcher.scheduling.allowance import Lesson
-from batcher.scheduling.lane import Lane, LaneLimits, Permit
+from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome, Usage
 

@@ -4,15 +4,18 @@ import asyncio
 
 import pytest
 from creeping_clock import on_creeping_clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lane_kit import MINUTE_S, lesson, make_lane, most_in_a_minute, now_or_never, settled
+from virtual_clock import VirtualClockLoop
 
 from batcher.clock import monotonic
-from batcher.errors import (
-    TooLarge,
-)
+from batcher.errors import TooLarge
+from batcher.limits.bucket import WINDOW_S
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import OVERTAKEN_S, Lane, LaneLimits
+from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
 
@@ -102,17 +105,62 @@ async def test_a_large_request_holds_its_place_before_small_ones() -> None:
     assert order == ["first", "large"] + ["small"] * 20
 
 
-async def test_when_the_large_request_goes_away_the_small_ones_get_through() -> None:
+async def waiting_for_tokens(lane: Lane, tokens: int) -> asyncio.Task[Permit]:
+    task = asyncio.create_task(lane.permit(demand=Demand(tokens, 0)))
+    await settled()
+    return task
+
+
+async def test_a_small_request_goes_before_a_large_one_whose_tokens_are_not_there() -> None:
     lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)))
     (await now_or_never(lane.permit(demand=Demand(500, 0)))).settle(lesson(Outcome.SUCCESS))
     await asyncio.sleep(40.0)
-    large = asyncio.create_task(lane.permit(demand=Demand(900, 0)))
-    small = asyncio.create_task(lane.permit(demand=Demand(10, 0)))
-    await settled()
-    assert lane.waiting == 2
+    large = await waiting_for_tokens(lane, 900)
+    small = await waiting_for_tokens(lane, 10)
+    assert (large.done(), small.done(), lane.waiting) == (False, True, 1)
+
+
+async def test_a_large_request_lets_small_ones_go_first_for_so_long_only() -> None:
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)), slots=RunSlots(8))
+    (await now_or_never(lane.permit(demand=Demand(500, 0)))).settle(lesson(Outcome.SUCCESS))
+    await asyncio.sleep(40.0)
+    large = await waiting_for_tokens(lane, 900)
+    await asyncio.sleep(OVERTAKEN_S)
+    late = await waiting_for_tokens(lane, 10)
+    assert (large.done(), late.done(), lane.waiting) == (False, False, 2)
     large.cancel()
     await settled()
-    assert (small.done(), lane.waiting) == (True, 0)
+    assert (late.done(), lane.waiting) == (True, 0)
+
+
+@given(
+    amounts=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    large=st.integers(600, 1_000),
+    gap_s=st.floats(0.01, 3.0),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_large_request_is_never_starved(amounts: list[int], large: int, gap_s: float) -> None:
+    """It waits for its own turn, then at most for the minute to empty and the even flow to fill."""
+
+    async def run() -> None:
+        lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000)), slots=RunSlots(100))
+
+        async def call(tokens: int) -> float:
+            began_at = monotonic()
+            (await lane.permit(demand=Demand(tokens, 0))).settle(lesson(Outcome.SUCCESS, used_tokens=tokens))
+            return monotonic() - began_at
+
+        first = asyncio.create_task(call(large))
+        second = asyncio.create_task(call(large))  # has to wait for the tokens of the first
+        small = []
+        for tokens in amounts:
+            small.append(asyncio.create_task(call(tokens)))
+            await asyncio.sleep(gap_s)
+        await asyncio.gather(first, *small)
+        assert await second <= OVERTAKEN_S + 2 * WINDOW_S + 0.2
+
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(run())
 
 
 async def test_more_than_the_limit_fails_at_once() -> None:

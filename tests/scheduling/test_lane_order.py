@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lane_kit import lesson, make_lane, settled
 from virtual_clock import VirtualClockLoop
 
-from batcher.scheduling.lane import Lane, Permit
+from batcher.scheduling.lane import Lane
+from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
 

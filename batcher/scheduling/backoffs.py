@@ -1,0 +1,86 @@
+"""Attempts that wait before they are tried again, and hold nothing meanwhile."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from batcher.clock import monotonic
+from batcher.limits.retry_budget import RetryBudget
+
+
+class Backoffs:
+    """The sleepers of one lane: each waits its own time, then, one after the other, for the retry budget.
+
+    The budget only delays: where nothing else goes on, one retry is always let through.
+
+    Args:
+        idle: whether nothing else of this lane is under way.
+    """
+
+    def __init__(self, idle: Callable[[], bool]) -> None:
+        self._idle = idle
+        self._budget = RetryBudget(monotonic())
+        self._asleep: set[asyncio.Future[None]] = set()
+        self._line: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Backoffs asleep={len(self._asleep)} waiting={len(self._line)} {self._budget!r}>"
+
+    async def sleep(self, seconds: float, *, counted: bool) -> None:
+        """Sleep, and return early if everybody is woken.
+
+        Args:
+            seconds: how long (>= 0).
+            counted: the retry is one that the budget bounds.
+        """
+        loop = asyncio.get_running_loop()
+        if seconds > 0:
+            awake: asyncio.Future[None] = loop.create_future()
+            timer = loop.call_later(seconds, _wake, awake)
+            self._asleep.add(awake)
+            try:
+                await awake
+            finally:
+                self._asleep.discard(awake)
+                timer.cancel()
+        if counted:
+            turn: asyncio.Future[None] = loop.create_future()
+            self._line.append(turn)
+            self.look_again()
+            await turn
+
+    def succeeded(self) -> None:
+        """Take note of a success, which makes room for retries."""
+        self._budget.succeeded(monotonic())
+
+    def look_again(self) -> None:
+        """Let through as many retries as there is budget for; one, if nothing else goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = monotonic()
+        idle = self._idle()
+        while self._line:
+            if self._line[0].done():  # cancelled
+                self._line.popleft()
+                continue
+            if (free_at := self._budget.free_at(now)) > now and not idle:
+                self._timer = asyncio.get_running_loop().call_at(free_at, self.look_again)
+                return
+            idle = False
+            self._budget.spend(now)
+            _wake(self._line.popleft())
+
+    def wake_all(self) -> None:
+        """Wake all sleepers at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for sleeper in (*self._asleep, *self._line):
+            _wake(sleeper)
+        self._line.clear()
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

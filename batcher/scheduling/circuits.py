@@ -1,0 +1,102 @@
+"""Circuit breakers that tell what becomes of them: of one lane, and of all lanes at one address."""
+
+import math
+import random
+from collections.abc import Callable
+
+from batcher.events import CircuitChanged, Emit
+from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
+from batcher.types import Outcome
+
+_WORDS = {
+    Circuit.OPEN: "too many calls failed, waiting before the next try",
+    Circuit.HALF_OPEN: "trying again with a single call",
+    Circuit.CLOSED: "the provider answers again",
+}
+
+
+class WatchedCircuit:
+    """A circuit breaker that tells what becomes of it.
+
+    Args:
+        name: of what it protects, for messages.
+        policy: when it opens and closes.
+        emit: who is told.
+    """
+
+    def __init__(self, name: str, policy: BreakerPolicy, emit: Emit) -> None:
+        self._name = name
+        self._breaker = CircuitBreaker(policy, random=random.random)
+        self._emit = emit
+
+    def __repr__(self) -> str:
+        return repr(self._breaker)
+
+    @property
+    def state(self) -> Circuit:
+        """Closed, open or half-open."""
+        return self._breaker.state
+
+    def free_at(self, now: float) -> float:
+        """Return when an attempt may pass: `now`, later, or `inf` where a settlement will tell."""
+        return self._breaker.free_at(now)
+
+    def grant(self, now: float) -> Ticket:
+        """Let one attempt through."""
+        before = self._breaker.state
+        ticket = self._breaker.grant(now)
+        self._tell(before)
+        return ticket
+
+    def settle(self, ticket: Ticket, outcome: Outcome, now: float, *, wait_s: float = 0.0) -> None:
+        """Count the outcome of an attempt; `wait_s` is what a failing provider asked for."""
+        before = self._breaker.state
+        self._breaker.settle(ticket, outcome, now, wait_s=wait_s)
+        self._tell(before)
+
+    def fails_for_s(self, now: float) -> float:
+        """Return how long ago it opened, 0 if it is closed."""
+        since = self._breaker.open_since
+        return 0.0 if since is None else now - since
+
+    def held_up_s(self, now: float) -> float:
+        """Return for how long nothing, or only probes, pass: since it opened or until the next probe."""
+        if self._breaker.open_since is None:
+            return 0.0
+        next_try_at = self._breaker.free_at(now)
+        return max(self.fails_for_s(now), 0.0 if math.isinf(next_try_at) else next_try_at - now)
+
+    def hindrance(self, now: float) -> str:
+        """Return what holds everything back at `now`, in words, or ""."""
+        if self._breaker.state is not Circuit.OPEN:
+            return ""
+        return f"{self._name} fails, next try in {max(0.0, self._breaker.free_at(now) - now):.0f} s"
+
+    def _tell(self, before: Circuit) -> None:
+        after = self._breaker.state
+        if after is not before:
+            message = f"{self._name}: {_WORDS[after]}"
+            self._emit(CircuitChanged(route=self._name, state=after.value, message=message))
+
+
+class HostCircuit(WatchedCircuit):
+    """The circuit of an address: refused connections, names that do not resolve, a firewall in front of it.
+
+    While it only probes, a lane that is kept waiting is told when that may have changed.
+    """
+
+    def __init__(self, name: str, policy: BreakerPolicy, emit: Emit) -> None:
+        super().__init__(name, policy, emit)
+        self._lanes: list[Callable[[], None]] = []
+
+    def join(self, look_again: Callable[[], None]) -> None:
+        """Tell `look_again` whenever a waiting lane may be let through by a change here."""
+        self._lanes.append(look_again)
+
+    def settle(self, ticket: Ticket, outcome: Outcome, now: float, *, wait_s: float = 0.0) -> None:
+        """Count the outcome of an attempt for the host; `SUCCESS` is any reply of its API."""
+        before = self.state
+        super().settle(ticket, outcome, now, wait_s=wait_s)
+        if before is Circuit.HALF_OPEN or self.state is not before:
+            for look_again in self._lanes:
+                look_again()
