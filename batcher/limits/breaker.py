@@ -25,6 +25,8 @@ class BreakerPolicy:
     `minimum_volume` attempts in `window_s` have failed. The k-th opening in a row lasts
     `first_wait_s * 2^k`, at most `longest_wait_s`, times 0.8 to 1.2; a provider that asks for more gets up to
     `longest_wait_s`. Then one probe goes out, after n good ones 2 n at once; `successes_to_close` close it.
+    Probes of which nothing is heard for `probe_timeout_s * 2^k` (at most `longest_wait_s`) are given up, and
+    the next one goes out as if it had opened once more.
     """
 
     window_s: float = 60.0
@@ -33,6 +35,7 @@ class BreakerPolicy:
     failures_in_a_row: int = 10
     first_wait_s: float = 5.0
     longest_wait_s: float = 300.0
+    probe_timeout_s: float = 60.0
     successes_to_close: int = 8
 
 
@@ -64,6 +67,7 @@ class CircuitBreaker:
         self._openings = 0
         self._open_until = 0.0
         self._probes_out = 0
+        self._heard_at = 0.0  # when the first of the probes went out, or one last came back
         self._successes = 0
         self._in_a_row = 0
         self._seconds: deque[list[int]] = deque()  # [second, attempts, failures], oldest first
@@ -76,12 +80,12 @@ class CircuitBreaker:
         )
 
     def free_at(self, now: float) -> float:
-        """Return when an attempt may pass: `now`, later, or `inf` while the probes are still out."""
+        """Return when an attempt may pass: `now`, or later; an answer may make it sooner."""
         if self.state is Circuit.CLOSED:
             return now
         if self.state is Circuit.OPEN:
             return max(now, self._open_until)
-        return now if self._probes_out < max(1, 2 * self._successes) else math.inf
+        return now if self._probes_out < self._probes_allowed else max(now, self._lost_at)
 
     def grant(self, now: float) -> Ticket:
         """Let one attempt through; `free_at(now)` must have said `now`."""
@@ -89,6 +93,11 @@ class CircuitBreaker:
             return Ticket(self._generation, probe=False)
         if self.state is Circuit.OPEN:
             self._enter(Circuit.HALF_OPEN)
+        elif self._probes_out >= self._probes_allowed:  # they are lost
+            self._count_opening()
+            self._enter(Circuit.HALF_OPEN)
+        if not self._probes_out:
+            self._heard_at = now
         self._probes_out += 1
         return Ticket(self._generation, probe=True)
 
@@ -98,6 +107,7 @@ class CircuitBreaker:
             return
         if ticket.probe:
             self._probes_out -= 1
+            self._heard_at = now
             if outcome is Outcome.FAILED:
                 self._open(now, wait_s)
             elif outcome is not Outcome.IGNORED:
@@ -111,6 +121,16 @@ class CircuitBreaker:
             self._count(outcome is Outcome.FAILED, now)
             if outcome is Outcome.FAILED and self._unhealthy():  # an answer is no reason to stop asking
                 self._open(now, wait_s)
+
+    @property
+    def _probes_allowed(self) -> int:
+        return max(1, 2 * self._successes)
+
+    @property
+    def _lost_at(self) -> float:
+        policy = self._policy
+        timeout_s = policy.probe_timeout_s * 2.0 ** max(0, self._openings - 1)
+        return self._heard_at + max(policy.probe_timeout_s, min(timeout_s, policy.longest_wait_s))
 
     def _count(self, failed: bool, now: float) -> None:
         second = math.floor(now)
@@ -137,10 +157,13 @@ class CircuitBreaker:
         wait = min(policy.longest_wait_s, policy.first_wait_s * 2.0**self._openings)
         asked_s = min(wait_s, policy.longest_wait_s)
         self._open_until = now + max(asked_s, wait * (0.8 + 0.4 * self._random()))
-        # Past 2^16 the longest wait rules anyway; an endless outage must not overflow a float.
-        self._openings = min(self._openings + 1, 16)
+        self._count_opening()
         self.open_since = now if self.open_since is None else self.open_since
         self._enter(Circuit.OPEN)
+
+    def _count_opening(self) -> None:
+        # Past 2^16 the longest wait rules anyway; an endless outage must not overflow a float.
+        self._openings = min(self._openings + 1, 16)
 
     def _enter(self, state: Circuit) -> None:
         self.state = state

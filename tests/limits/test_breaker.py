@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from state_machines import run_briefly, run_long
 
 from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
 from batcher.types import Outcome
@@ -33,14 +33,27 @@ class BreakerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.policy = BreakerPolicy(failures_in_a_row=3, minimum_volume=6, successes_to_close=4)
+        self.policy = BreakerPolicy(
+            failures_in_a_row=3, minimum_volume=6, successes_to_close=4, probe_timeout_s=20.0
+        )
         self.breaker = CircuitBreaker(self.policy, random=Random(1).random)
         self.now = 1000.5
         self.out: list[Out] = []
         self.era = 0
         self.openings = 0
         self.successes = 0
+        self.heard_at = 0.0
+        self.open_since: float | None = None
         self.open_from = self.open_to = 0.0
+
+    @property
+    def probes_out(self) -> int:
+        return sum(attempt.era == self.era for attempt in self.out)
+
+    @property
+    def lost_at(self) -> float:
+        timeout_s = self.policy.probe_timeout_s * 2.0 ** max(0, min(16, self.openings) - 1)
+        return self.heard_at + min(self.policy.longest_wait_s, timeout_s)
 
     def follow(self, before: Circuit, *, wait_s: float = 0.0) -> None:
         """Keep the model in step with a change of state, and check that it is a legal one."""
@@ -55,11 +68,14 @@ class BreakerMachine(RuleBasedStateMachine):
             self.open_from = self.now + max(asked_s, 0.8 * wait)
             self.open_to = self.now + max(asked_s, 1.2 * wait)
             self.openings += 1
+            if before is Circuit.CLOSED:
+                self.open_since = self.now
         elif after is Circuit.HALF_OPEN:
             assert before is Circuit.OPEN
         else:
             assert before is Circuit.HALF_OPEN
-            self.openings = max(0, self.openings - 1)
+            self.openings = max(0, min(16, self.openings) - 1)
+            self.open_since = None
 
     @rule(seconds=st.floats(0, 400))
     def advance(self, seconds: float) -> None:
@@ -75,8 +91,13 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def grant(self) -> None:
         before = self.breaker.state
+        if before is Circuit.HALF_OPEN and self.probes_out == max(1, 2 * self.successes):
+            assert self.now >= self.lost_at
+            self.era, self.openings, self.successes = self.era + 1, self.openings + 1, 0
         ticket = self.breaker.grant(self.now)
         self.follow(before)
+        if ticket.probe and not self.probes_out:
+            self.heard_at = self.now
         assert self.breaker.state is not Circuit.OPEN
         assert ticket.probe == (self.breaker.state is Circuit.HALF_OPEN)
         self.out.append(Out(ticket, self.era))
@@ -93,6 +114,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert repr(self.breaker) == looks, "a late answer changed something"
             return
         self.successes += attempt.ticket.probe and outcome in {S, O}
+        self.heard_at = self.now
         if attempt.ticket.probe and outcome is F:
             assert self.breaker.state is Circuit.OPEN
         if outcome is not F:
@@ -111,10 +133,15 @@ class BreakerMachine(RuleBasedStateMachine):
     def probes_come_one_by_one_at_first(self) -> None:
         if self.breaker.state is not Circuit.HALF_OPEN:
             return
-        probes = sum(attempt.era == self.era for attempt in self.out)
         most = max(1, 2 * self.successes)
-        assert probes <= most
-        assert (self.breaker.free_at(self.now) == self.now) == (probes < most), "a probe is lost"
+        assert self.probes_out <= most
+        free_at = self.now if self.probes_out < most else max(self.now, self.lost_at)
+        assert self.breaker.free_at(self.now) == pytest.approx(free_at)
+
+    @invariant()
+    def it_remembers_since_when_it_has_not_been_closed(self) -> None:
+        assert self.breaker.open_since == self.open_since
+        assert (self.open_since is None) == (self.breaker.state is Circuit.CLOSED)
 
     def teardown(self) -> None:
         """Whatever has happened: once the provider answers, all is well after a few calls."""
@@ -129,8 +156,13 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.state is Circuit.CLOSED
 
 
-TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+def test_only_probes_pass_until_the_provider_answers_again() -> None:
+    run_briefly(BreakerMachine)
+
+
+@pytest.mark.long
+def test_only_probes_pass_in_a_hundred_thousand_steps() -> None:
+    run_long(BreakerMachine)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +248,39 @@ def test_probes_that_bring_no_news_are_replaced() -> None:
     for _ in range(20):
         assert circuit.free_at(10.0) == 10.0
         probe = circuit.grant(10.0)
-        assert circuit.free_at(10.0) == math.inf
+        assert circuit.free_at(10.0) == 70.0
         circuit.settle(probe, I, 10.0)
     assert circuit.state is Circuit.HALF_OPEN
+
+
+def test_a_probe_that_hangs_is_given_up_and_the_next_one_waits_longer() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    now, hanging, patience_s = circuit.free_at(0.0), list[Ticket](), list[float]()
+    for _ in range(6):
+        hanging.append(circuit.grant(now))
+        lost_at = circuit.free_at(now)
+        assert circuit.free_at(lost_at - 0.001) == lost_at, "only one is out at a time"
+        patience_s.append(lost_at - now)
+        now = lost_at
+    assert patience_s == pytest.approx([60, 120, 240, 300, 300, 300])
+    looks = repr(circuit)
+    for ticket, outcome in zip(hanging[:-1], [S, F, O, I, S], strict=True):
+        circuit.settle(ticket, outcome, now)
+    assert repr(circuit) == looks, "what was given up says nothing any more"
+    assert circuit.open_since == 0.0
+    circuit.settle(hanging[-1], F, now)
+    assert circuit.free_at(now) == now + 300.0, "each lost probe counts as a failed one"
+
+
+def test_while_probes_come_back_the_hanging_ones_cost_no_time() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    circuit.settle(circuit.grant(5.0), S, 5.0)
+    circuit.grant(5.0)  # hangs
+    for number in range(POLICY.successes_to_close - 1):
+        now = 6.0 + number
+        assert circuit.free_at(now) == now
+        circuit.settle(circuit.grant(now), S, now)
+    assert circuit.state is Circuit.CLOSED
+    assert circuit.open_since is None
