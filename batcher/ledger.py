@@ -8,23 +8,29 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 import msgspec
 
-DAY_S = 86_400
-SLOT_S = 900
+from batcher.limits.daybook import (
+    NOTHING_SPENT,
+    Counts,
+    DayUse,
+    Spent,
+    added,
+    count,
+    day_use,
+    merged,
+    slot_of,
+)
 
-_SLOTS_A_DAY = DAY_S // SLOT_S
-_KEPT_SLOTS = 2 * _SLOTS_A_DAY  # a bucket that is never empty remembers more than one day
 _SYNC_EVERY_S = 1.0
 _FILE_MAX_BYTES = 1 << 22
 _LOCK_TRIES_AT_END = 500
@@ -32,69 +38,17 @@ _LOCK_RETRY_S = 0.002
 _JOIN_TRIES = 20
 _PRIVATE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # NONBLOCK: a FIFO must not stall the run
 
-_Amount = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-
-
-class Spent(NamedTuple):
-    """Requests and tokens used within one slot of 900 s."""
-
-    requests: _Amount
-    tokens: _Amount
-
-
-_Counts = dict[str, dict[int, Spent]]  # by model, then by slots since 1970
-
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    models: _Counts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DayUse:
-    """What all runs have used of one model.
-
-    Providers with a calendar day look at `requests` and `tokens`; those with a bucket that refills over 24 h
-    (Groq) look at a level. A level cannot be kept without the limit, which may be learned or change later:
-    so the use itself is kept, by slot, and the level under any limit follows from it.
-
-    Attributes:
-        requests: since midnight UTC.
-        tokens: since midnight UTC.
-        as_of: the moment that all of this holds for.
-        slots: use of the last 48 h by slot number (900 s each since 1970), oldest first.
-    """
-
-    requests: int
-    tokens: int
-    as_of: datetime
-    slots: Mapping[int, Spent]
-
-    def requests_level(self, limit: int) -> float:
-        """Return the requests that a bucket of `limit` a day (> 0) has not yet forgotten."""
-        return self._level([spent.requests for spent in self.slots.values()], limit)
-
-    def tokens_level(self, limit: int) -> float:
-        """Return the tokens that a bucket of `limit` a day (> 0) has not yet forgotten."""
-        return self._level([spent.tokens for spent in self.slots.values()], limit)
-
-    def _level(self, amounts: list[int], limit: int) -> float:
-        leak_per_s = limit / DAY_S
-        now = self.as_of.timestamp()
-        level = at = 0.0
-        for number, amount in zip(self.slots, amounts, strict=True):
-            # As if spent at the very end of the slot: the level errs towards more by at most a slot's leak.
-            spent_at = min((number + 1.0) * SLOT_S, now)
-            level = max(0.0, level - leak_per_s * (spent_at - at)) + amount
-            at = spent_at
-        return max(0.0, level - leak_per_s * (now - at))
+    models: Counts
 
 
 class Ledger:
     """The shared books of one account, used between `join` and `leave`.
 
-    Use is buffered and written at most once a second: a crash loses what was added since, a power cut may
-    lose more. Times are wall-clock times with a time zone; use that lies in the future, because the clock
-    was set back, counts as of now.
+    Use is buffered and written at most once a second by `refresh`: a crash loses what was added since, a
+    power cut may lose more. Times are wall-clock times with a time zone; use that lies in the future,
+    because the clock was set back, counts as of now.
 
     Args:
         directory: where the books are kept (see `state_directory`), None for a run that shares nothing.
@@ -110,9 +64,10 @@ class Ledger:
         self._directory_fd = -1
         self._run_name = ""
         self._run_fd = -1
-        self._stored: _Counts = {}
-        self._pending: _Counts = {}
-        self._synced_at = -DAY_S * 1.0
+        self._stored: Counts = {}
+        self._pending: Counts = {}
+        self._elsewhere: dict[str, Spent] = {}
+        self._synced_at = -math.inf
 
     def __repr__(self) -> str:
         state = "joined" if self._directory_fd >= 0 else "alone"
@@ -157,34 +112,30 @@ class Ledger:
 
     def used_today(self, model: str, now_utc: datetime) -> DayUse:
         """Return what all runs have used of a model; of the other runs, as of at most a second or so ago."""
-        self._sync_if_due(now_utc)
+        self.refresh(now_utc)
         stored, pending = ({model: counts.get(model, {})} for counts in (self._stored, self._pending))
-        slots = dict(sorted(_merged(stored, pending, _slot(now_utc)).get(model, {}).items()))
-        midnight = _slot(now_utc) // _SLOTS_A_DAY * _SLOTS_A_DAY
-        today = [spent for number, spent in slots.items() if number >= midnight]
-        return DayUse(
-            requests=sum(spent.requests for spent in today),
-            tokens=sum(spent.tokens for spent in today),
-            as_of=now_utc,
-            slots=slots,
-        )
+        return day_use(merged(stored, pending, slot_of(now_utc)).get(model, {}), now_utc)
+
+    def take_elsewhere(self, model: str) -> Spent:
+        """Return what others were seen to have used of a model since the last call, or ever before."""
+        return self._elsewhere.pop(model, NOTHING_SPENT)
 
     def add(self, model: str, requests: int, tokens: int, now_utc: datetime) -> None:
-        """Count requests and tokens of a model as used now.
+        """Count requests and tokens of a model as used now; they are written with the next refresh.
 
         Raises:
             ValueError: one of them is below 0.
         """
         if requests < 0 or tokens < 0:
             raise ValueError(f"use is never negative: {requests} requests, {tokens} tokens")
-        _count(self._pending, model, _slot(now_utc), Spent(requests, tokens))
-        self._sync_if_due(now_utc)
+        count(self._pending, model, slot_of(now_utc), Spent(requests, tokens))
 
     def flush(self, now_utc: datetime) -> None:
         """Write what is buffered and read what the others wrote; does not wait for a run that is writing."""
         self._sync(now_utc)
 
-    def _sync_if_due(self, now_utc: datetime) -> None:
+    def refresh(self, now_utc: datetime) -> None:
+        """Do what `flush` does, unless it was done within the last second."""
         # A clock that was set back must not put this off.
         if abs(now_utc.timestamp() - self._synced_at) >= _SYNC_EVERY_S:
             self._sync(now_utc)
@@ -199,19 +150,26 @@ class Ledger:
             opened.callback(os.close, fd)
             if not _locked(fd, fcntl.LOCK_EX, tries):
                 return False
-            stored = self._read(fd)
-            merged = _merged(stored, self._pending, _slot(now_utc))
-            if merged != stored:
-                _write(fd, merged)
-            self._stored, self._pending = merged, {}
+            slot = slot_of(now_utc)
+            found = self._read(fd)
+            stored = self._stored if found is None else found
+            for model, more in added(self._stored, stored, slot).items():
+                known = self._elsewhere.get(model, NOTHING_SPENT)
+                self._elsewhere[model] = Spent(known.requests + more.requests, known.tokens + more.tokens)
+            self._stored = stored  # what the others used is not new a second time, should the disk be full
+            both = merged(stored, self._pending, slot)
+            if both != (found or {}):
+                _write(fd, both)
+            self._stored, self._pending = both, {}
             return True
         return False
 
-    def _read(self, fd: int) -> _Counts:
-        # One line is one state: what stands behind it is the rest of a longer one that was replaced.
+    def _read(self, fd: int) -> Counts | None:
+        """Return what the file holds, None if it is empty or damaged."""
         content = os.pread(fd, _FILE_MAX_BYTES, 0)
         if not content:
-            return {}
+            return None
+        # One line is one state: what stands behind it is the rest of a longer one that was replaced.
         line, newline, _ = content.partition(b"\n")
         try:
             if not newline:
@@ -219,7 +177,7 @@ class Ledger:
             return msgspec.json.decode(line, type=_File).models
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             self._warn(f"the day counts in {self._name}.json are damaged and start anew ({exc})")
-            return self._stored
+            return None
 
     def _register(self) -> None:
         for _ in range(_JOIN_TRIES):
@@ -311,31 +269,9 @@ def _locked(fd: int, kind: int, tries: int = 1) -> bool:
     return False
 
 
-def _write(fd: int, counts: _Counts) -> None:
+def _write(fd: int, counts: Counts) -> None:
     line = msgspec.json.encode(_File(models=counts)) + b"\n"
     # Written before the old rest is cut off: a process that is killed in between leaves a whole line.
     if os.pwrite(fd, line, 0) < len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.ftruncate(fd, len(line))
-
-
-def _slot(moment: datetime) -> int:
-    return int(moment.timestamp() // SLOT_S)
-
-
-def _count(counts: _Counts, model: str, slot: int, more: Spent) -> None:
-    slots = counts.setdefault(model, {})
-    if known := slots.get(slot):
-        more = Spent(known.requests + more.requests, known.tokens + more.tokens)
-    slots[slot] = more
-
-
-def _merged(first: _Counts, second: _Counts, current_slot: int) -> _Counts:
-    """Add two counts up, without what is too old to matter; the future counts as the present."""
-    merged: _Counts = {}
-    for counts in (first, second):
-        for model, slots in counts.items():
-            for number, spent in slots.items():
-                if number > current_slot - _KEPT_SLOTS:
-                    _count(merged, model, min(number, current_slot), spent)
-    return merged

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -9,10 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from batcher.ledger import DAY_S, SLOT_S, DayUse, Ledger, Spent, state_directory
+from batcher.ledger import Ledger, state_directory
+from batcher.limits.daybook import DayUse, Spent
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 MODEL = "openai/gpt-oss-20b"
@@ -30,6 +30,7 @@ print("joined", flush=True)
 sys.stdin.readline()
 for second in range(1000):
     ledger.add(sys.argv[3], 1, 3, now + timedelta(seconds=second))
+    ledger.refresh(now + timedelta(seconds=second))
 print("added", flush=True)
 sys.stdin.readline()
 ledger.leave(now + timedelta(seconds=1000))
@@ -95,6 +96,11 @@ def others(directory: Path) -> Iterator[list[OtherRun]]:
             run.kill()
 
 
+def spend(ledger: Ledger, requests: int, tokens: int, now: datetime) -> None:
+    ledger.add(MODEL, requests, tokens, now)
+    ledger.refresh(now)
+
+
 def spent(use: DayUse) -> Spent:
     return Spent(use.requests, use.tokens)
 
@@ -131,7 +137,7 @@ def test_a_killed_run_frees_its_place_and_loses_a_second_at_most(
 def test_runs_of_one_account_see_each_other_and_others_do_not(joined: Callable[..., Ledger]) -> None:
     first, second, stranger = joined(), joined(), joined("umbrella")
     assert [run.runs_alive() for run in (first, second, stranger)] == [2, 2, 1]
-    first.add(MODEL, 1, 100, NOON)
+    spend(first, 1, 100, NOON)
     first.flush(NOON)
     assert spent(second.used_today(MODEL, NOON)) == (1, 100)
     assert spent(second.used_today("another", NOON)) == (0, 0)
@@ -145,11 +151,11 @@ def test_use_is_buffered_for_a_second_and_seen_at_once_by_the_run_itself(
     joined: Callable[..., Ledger],
 ) -> None:
     mine, other = joined(), joined()
-    mine.add(MODEL, 1, 10, NOON)
-    mine.add(MODEL, 1, 10, NOON + timedelta(seconds=0.5))
+    spend(mine, 1, 10, NOON)
+    spend(mine, 1, 10, NOON + timedelta(seconds=0.5))
     assert spent(mine.used_today(MODEL, NOON + timedelta(seconds=0.5))) == (2, 20)
     assert spent(other.used_today(MODEL, NOON)) == (1, 10)
-    mine.add(MODEL, 1, 10, NOON + timedelta(seconds=1))
+    spend(mine, 1, 10, NOON + timedelta(seconds=1))
     assert spent(other.used_today(MODEL, NOON + timedelta(seconds=1))) == (3, 30)
 
 
@@ -188,7 +194,7 @@ def test_damaged_books_start_anew(
     ledger = joined()
     ledger.flush(NOON)
     books(directory).write_bytes(content)
-    ledger.add(MODEL, 1, 10, NOON)
+    spend(ledger, 1, 10, NOON)
     ledger.flush(NOON)
     assert spent(joined().used_today(MODEL, NOON)) == (1, 10)
     assert len(warnings) == 1
@@ -199,9 +205,9 @@ def test_damaged_books_are_mended_by_a_run_that_has_read_them(
     joined: Callable[..., Ledger], directory: Path
 ) -> None:
     ledger = joined()
-    ledger.add(MODEL, 1, 10, NOON)
+    spend(ledger, 1, 10, NOON)
     books(directory).write_bytes(b"torn")
-    ledger.add(MODEL, 1, 10, NOON + timedelta(seconds=1))
+    spend(ledger, 1, 10, NOON + timedelta(seconds=1))
     assert spent(joined().used_today(MODEL, NOON + timedelta(seconds=1))) == (2, 20)
 
 
@@ -209,7 +215,7 @@ def test_the_rest_of_a_longer_state_is_ignored(
     joined: Callable[..., Ledger], directory: Path, warnings: list[str]
 ) -> None:
     ledger = joined()
-    ledger.add(MODEL, 1, 10, NOON)
+    spend(ledger, 1, 10, NOON)
     ledger.flush(NOON)
     with books(directory).open("ab") as file:
         file.write(b'345]}}}\n{"half')
@@ -247,7 +253,7 @@ def test_a_linked_file_is_not_followed(
     victim.write_text("precious")
     (directory / f"{books_prefix(directory)}.json").symlink_to(victim)
     for second in range(3):
-        ledger.add(MODEL, 1, 10, NOON + timedelta(seconds=second))
+        spend(ledger, 1, 10, NOON + timedelta(seconds=second))
     assert victim.read_text() == "precious"
     assert spent(ledger.used_today(MODEL, NOON + timedelta(seconds=3))) == (3, 30)
     assert len(warnings) == 1
@@ -290,9 +296,9 @@ def test_without_a_home_a_run_keeps_its_own_counts(
 
 
 def use_alone(ledger: Ledger, warnings: list[str], reason: str) -> None:
-    ledger.add(MODEL, 1, 10, NOON)
+    spend(ledger, 1, 10, NOON)
     ledger.flush(NOON)
-    ledger.add(MODEL, 1, 10, NOON + timedelta(seconds=5))
+    spend(ledger, 1, 10, NOON + timedelta(seconds=5))
     assert spent(ledger.used_today(MODEL, NOON + timedelta(seconds=5))) == (2, 20)
     assert ledger.runs_alive() == 1
     assert len(warnings) == 1
@@ -322,7 +328,7 @@ def test_books_that_another_run_holds_do_not_stall_this_one(
     mine.flush(NOON)
     with books(directory).open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        mine.add(MODEL, 1, 10, NOON + timedelta(seconds=2))
+        spend(mine, 1, 10, NOON + timedelta(seconds=2))
         assert spent(mine.used_today(MODEL, NOON + timedelta(seconds=4))) == (1, 10)
         assert not books(directory).read_bytes()
     mine.flush(NOON + timedelta(seconds=4))
@@ -330,55 +336,63 @@ def test_books_that_another_run_holds_do_not_stall_this_one(
     assert not warnings
 
 
-@pytest.mark.parametrize(
-    ("later", "expected"),
-    [
-        (timedelta(hours=11, minutes=59), (1, 10)),
-        (timedelta(hours=12), (0, 0)),
-        (timedelta(days=400), (0, 0)),
-        (timedelta(hours=-3), (1, 10)),
-        (timedelta(days=-400), (1, 10)),
-    ],
-    ids=["same day", "midnight", "far ahead", "set back", "set far back"],
-)
-def test_the_day_ends_at_midnight_utc_and_the_future_counts_as_now(
-    joined: Callable[..., Ledger], later: timedelta, expected: tuple[int, int]
-) -> None:
-    joined().add(MODEL, 1, 10, NOON)
-    assert spent(joined().used_today(MODEL, NOON + later)) == expected
-
-
-def test_use_from_the_future_ages_from_the_moment_the_clock_was_set_back(
-    joined: Callable[..., Ledger],
-) -> None:
-    ledger = joined()
-    ledger.add(MODEL, 100, 0, NOON + timedelta(days=3650))
-    assert ledger.used_today(MODEL, NOON).requests_level(100) == 100
-    assert ledger.used_today(MODEL, NOON + timedelta(hours=12)).requests_level(100) == pytest.approx(
-        50, abs=2
-    )
-    assert ledger.used_today(MODEL, NOON + timedelta(hours=25)).requests_level(100) == 0
-
-
 def test_negative_use_is_refused(joined: Callable[..., Ledger]) -> None:
     with pytest.raises(ValueError, match="never negative"):
         joined().add(MODEL, 1, -1, NOON)
 
 
-@given(
-    spends=st.lists(st.tuples(st.integers(0, DAY_S - 1), st.integers(0, 1000)), max_size=30),
-    limit=st.integers(1, 10_000),
-)
-def test_the_level_is_that_of_a_leaky_bucket_and_never_too_low(
-    spends: list[tuple[int, int]], limit: int
+def test_use_of_others_is_told_once_and_own_use_never(joined: Callable[..., Ledger]) -> None:
+    mine, other = joined(), joined()
+    spend(mine, 5, 50, NOON)
+    spend(other, 1, 10, NOON)
+    mine.flush(NOON)
+    assert [mine.take_elsewhere(MODEL) for _ in range(2)] == [(1, 10), (0, 0)]
+    assert [other.take_elsewhere(MODEL) for _ in range(2)] == [(5, 50), (0, 0)]
+    spend(other, 2, 20, NOON + timedelta(seconds=1))
+    spend(mine, 7, 70, NOON + timedelta(seconds=1))
+    spend(other, 3, 30, NOON + timedelta(seconds=2))
+    mine.flush(NOON + timedelta(seconds=2))
+    assert mine.take_elsewhere(MODEL) == (5, 50)
+    assert other.take_elsewhere(MODEL) == (7, 70)
+    assert mine.take_elsewhere("another") == (0, 0)
+
+
+@pytest.mark.parametrize("lost", [b"", b"torn"], ids=["emptied", "damaged"])
+def test_books_that_were_lost_and_mended_are_no_new_use(
+    joined: Callable[..., Ledger], directory: Path, lost: bytes
 ) -> None:
-    ledger = Ledger(None, "acme", on_warning=lambda _: None)
-    now = NOON + timedelta(seconds=DAY_S)
-    exact = at = 0.0
-    for second, tokens in sorted(spends):
-        ledger.add(MODEL, 1, tokens, NOON + timedelta(seconds=second))
-        exact = max(0.0, exact - limit / DAY_S * (second - at)) + tokens
-        at = second
-    exact = max(0.0, exact - limit / DAY_S * (DAY_S - at))
-    level = ledger.used_today(MODEL, now).tokens_level(limit)
-    assert exact - 1e-6 <= level <= exact + limit * SLOT_S / DAY_S + 1e-6
+    runs = [joined() for _ in range(3)]
+    for run in [*runs, *runs]:
+        run.add(MODEL, 100, 1000, NOON)
+        run.flush(NOON)
+    for run in runs:
+        run.flush(NOON)
+        run.take_elsewhere(MODEL)
+    books(directory).write_bytes(lost)
+    for run in runs:
+        run.flush(NOON)
+        assert run.take_elsewhere(MODEL) == (0, 0)
+        assert spent(run.used_today(MODEL, NOON)) == (600, 6000)
+
+
+def test_a_full_disk_makes_nothing_count_twice(
+    joined: Callable[..., Ledger], directory: Path, warnings: list[str]
+) -> None:
+    mine, other = joined(), joined()
+    spend(other, 1, 10, NOON)
+    mine.add(MODEL, 2, 20, NOON)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+        mine.flush(NOON)
+        mine.flush(NOON)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert mine.take_elsewhere(MODEL) == (1, 10)
+    assert len(warnings) >= 1
+    mine.flush(NOON)
+    assert mine.take_elsewhere(MODEL) == (0, 0)
+    assert spent(mine.used_today(MODEL, NOON)) == (3, 30)
+    assert spent(joined().used_today(MODEL, NOON)) == (3, 30)
