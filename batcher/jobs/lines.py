@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,7 @@ from batcher.jobs.rules import (
     seen,
     wrong,
 )
+from batcher.jobs.weights import choose_model
 from batcher.text.structured import schema_fault
 from batcher.types import Endpoint, Job
 
@@ -45,11 +47,13 @@ class LineDefaults:
 
     Attributes:
         model: for lines that name none.
+        weights: models for lines that name none, each with its share (> 0) of them; not with `model`.
         default_max_completion_tokens: for chat lines that name no maximum (> 0).
         fallback: for lines that name no fallback models; not part of the request.
     """
 
     model: str | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     default_max_completion_tokens: int | None = None
     fallback: tuple[str, ...] = ()
 
@@ -125,7 +129,7 @@ def check_line(line: bytes, defaults: LineDefaults) -> CheckedLine:
         name = fields.get("custom_id", "")
     if "schema" in fields and (fault := schema_fault(orjson.dumps(fields["schema"]))):
         raise BadLine(f'"schema" is not a JSON schema that can be used: {fault}')
-    body, model = _fill(endpoint, body, defaults)
+    body, model = _fill(name, endpoint, body, defaults)
     try:
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
     except TypeError:
@@ -204,17 +208,21 @@ def _short_request(fields: dict[str, Any]) -> tuple[Endpoint, dict[str, Any]]:
     return CHAT, body
 
 
-def _fill(endpoint: Endpoint, body: dict[str, Any], defaults: LineDefaults) -> tuple[dict[str, Any], str]:
+def _fill(
+    name: object, endpoint: Endpoint, body: dict[str, Any], defaults: LineDefaults
+) -> tuple[dict[str, Any], str]:
     """Fill the defaults in at the front; the same object comes back if there was nothing to fill in."""
     filled: dict[str, Any] = {}
     if "model" in body:
         model = body["model"]
         if not TEXT.holds(model):
             raise wrong("model", model, TEXT)
-    elif defaults.model is None:
-        raise BadLine('no "model" is named: add one to the line, or name one for all with --model')
-    else:
+    elif defaults.model is not None:
         model = filled["model"] = defaults.model
+    elif defaults.weights:
+        model = filled["model"] = choose_model(defaults.weights, str(name), endpoint, body)
+    else:
+        raise BadLine('no "model" is named: add one to the line, or name one for all with --model')
     if (
         defaults.default_max_completion_tokens is not None
         and endpoint == CHAT

@@ -41,6 +41,7 @@ class JobIndex:
         self._prefixes = array("H")
         self._ordinals: dict[int, int] = {}
         self._lanes: dict[str, LaneOrder] = {}
+        self._with_fallback: set[str] = set()
         self._replaced = Fingerprints()
         self.replaces = False
         self.earlier_results = 0
@@ -71,7 +72,7 @@ class JobIndex:
         return self._sources.where(offset, number)
 
     def pop(self, model: str) -> int | None:
-        """Take the next row of a model: highest priority first, then file order; None if there is none."""
+        """Take the next row of a model, or None: by priority, then deadline, then the order of the file."""
         lane = self._lanes.get(model)
         return None if lane is None else lane.pop()
 
@@ -83,6 +84,15 @@ class JobIndex:
     def remaining(self, model: str) -> int:
         """Return how many rows of a model have not been taken."""
         return len(self._lanes.get(model, ()))
+
+    def drop(self, model: str) -> int:
+        """Drop the rows of a model that have not been taken, and return how many those were."""
+        lane = self._lanes.get(model)
+        return 0 if lane is None else lane.clear()
+
+    def has_fallback(self, model: str) -> bool:
+        """Tell whether any row of a model names a fallback or is given one by default."""
+        return model in self._with_fallback
 
     def prefix_group(self, row: int) -> int:
         """Return a number that jobs with the same long opening message share (1 to 65535); 0 for no group."""
@@ -137,7 +147,10 @@ class JobIndex:
         lane = self._lanes.get(checked.model)
         if lane is None:
             lane = self._lanes[checked.model] = LaneOrder()
-        lane.push(checked.priority, row)
+        fields = checked.fields
+        lane.push(checked.priority, row, fields.get("deadline_s"))
+        if fields.get("fallback", self._defaults.fallback):
+            self._with_fallback.add(checked.model)
         self.endpoints[checked.endpoint] = None
 
 

@@ -88,6 +88,51 @@ def test_each_lane_draws_by_priority_over_the_whole_file() -> None:
     index.close()
 
 
+def test_within_a_priority_the_earliest_deadline_goes_first() -> None:
+    content = job_lines(
+        {"id": "a"},
+        {"id": "b", "deadline_s": 600},
+        {"id": "c", "deadline_s": 2.5},
+        {"id": "d", "priority": 1},
+        {"id": "e", "deadline_s": 600},
+        {"id": "f", "deadline_s": 60, "priority": -1},
+    )
+    assert [job.id for job in Told(in_memory(content)).drain()] == ["d", "c", "b", "e", "a", "f"]
+
+
+def test_a_models_rows_can_be_dropped_unread() -> None:
+    index = Told(in_memory(job_lines({}, {"prompt": "b"}, {"model": "big"}))).index
+    assert index.pop("small") == 0
+    assert [index.drop(model) for model in ("small", "small", "none")] == [1, 0, 0]
+    assert (index.pop("small"), index.remaining("small"), index.remaining("big")) == (None, 0, 1)
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("default", "with_fallback"),
+    [((), {"named"}), (("other",), {"named", "silent"})],
+    ids=["no default", "a fallback by default"],
+)
+def test_the_index_knows_which_models_have_a_fallback(
+    default: tuple[str, ...], with_fallback: set[str]
+) -> None:
+    content = job_lines(
+        {"model": "silent"},
+        {"model": "none", "fallback": []},
+        {"model": "named", "fallback": []},
+        {"model": "named", "fallback": ["other"], "prompt": "b"},
+    )
+    index = index_jobs(
+        in_memory(content), LineDefaults(fallback=default), on_bad=unexpected, on_warning=unexpected
+    )
+    assert {model for model in index.models if index.has_fallback(model)} == with_fallback
+    index.close()
+
+
+def unexpected(where: str, reason: str) -> None:
+    raise AssertionError(f"{where}: {reason}")
+
+
 def test_several_files_are_one_list_with_places_of_their_own() -> None:
     told = Told(in_memory(job_lines({"id": "a"}), b"", b"\n" + job_lines({"id": "b"}, {"id": "a"}), b"no\n"))
     assert [(job.id, job.where) for job in told.drain()] == [("a", "f0:1"), ("b", "f2:2")]
