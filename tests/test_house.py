@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"limits", "text", "pricing"},
     {"results"},
     {"providers", "jobs", "resume", "journal", "lock", "ledger", "observe"},
-    {"scheduling"},
+    {"scheduling", "sharing"},
     {"execution"},
     {"engines"},
     {"config"},

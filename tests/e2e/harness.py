@@ -41,7 +41,10 @@ class Done:
 
 def environment(**variables: str) -> dict[str, str]:
     """Return what cron would give a command, and `variables`: nothing of the tester's own."""
-    return {"PATH": os.defpath, "HOME": _HOME.name, "LC_ALL": "C.UTF-8"} | variables
+    own = {"PATH": os.defpath, "HOME": _HOME.name, "LC_ALL": "C.UTF-8"}
+    if state := os.environ.get("BATCHER_STATE_DIR"):
+        own["BATCHER_STATE_DIR"] = state  # that of one test, which shares no account with another
+    return own | variables
 
 
 def batcher(
