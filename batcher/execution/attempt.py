@@ -157,5 +157,5 @@ def _lesson(error: CallError) -> Lesson:
         refused=refused,
         retry_after_s=max(error.retry_after_s or 0.0, error.shortest_wait_s) or None,
         host=host,
-        limit_name=limit_named(str(error)) if refused else None,
+        named=limit_named(str(error)) if refused else None,
     )

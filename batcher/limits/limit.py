@@ -13,6 +13,9 @@ EVEN_SHARE = 0.05
 MINUTE_S = 60.0
 DAY_S = 86_400.0
 
+_PARTS = 60
+"""Into so many parts is divided what was used evenly over a time."""
+
 RAISED_PER_MINUTE = 0.2
 """Share of a higher limit in the headers by which the limit kept rises in a minute."""
 
@@ -60,6 +63,15 @@ class TokenQuota:
         if delta:
             self._even.give_back(-delta, now)
             self._ring.correct(reservation.slot, delta, now)
+
+    def used_before(self, tokens: float, since: float, now: float) -> None:
+        """Count what was used evenly from `since` to `now`, as far as it is of the last minute.
+
+        Call it before the first reservation.
+        """
+        since = max(since, now - MINUTE_S)
+        for part in range(1, _PARTS + 1):
+            self._ring.add(tokens / _PARTS, since + (now - since) * part / _PARTS)
 
     def resize(self, tokens_per_minute: float, now: float) -> None:
         """Keep another limit from now on; what was admitted already counts against it."""
@@ -119,6 +131,18 @@ KINDS = {
 IN_HEADERS = ("RPM", "RPD", "TPM")
 
 
+class NamedLimit(NamedTuple):
+    """A limit as the text of a refusal states it; None is what the text does not say.
+
+    `name` is a key of `KINDS`, or of a limit that nothing here counts (`ASH`, `ASD`).
+    """
+
+    name: str
+    limit: int | None = None
+    used: int | None = None
+    requested: int | None = None
+
+
 class Hold(NamedTuple):
     """What one attempt holds of one limit."""
 
@@ -133,12 +157,12 @@ class Limit:
     While the limit is unknown it is infinite, and what passes counts all the same.
     """
 
-    __slots__ = ("_belief", "_learned_at", "_minute", "_share", "_spent", "_told", "kind", "limit")
+    __slots__ = ("_belief", "_learned_at", "_minute", "_named", "_share", "_spent", "_told", "kind", "limit")
 
     def __init__(self, kind: Kind, told: int | None, now: float, *, evenly: bool) -> None:
         self.kind = kind
         self.limit: float = math.inf if told is None else told
-        self._told = self.limit
+        self._told = self._named = self.limit
         self._share = 1.0
         self._belief = TokenBucket(self.limit / kind.window_s, self.limit, now)
         self._minute = TokenQuota(self.limit, now) if evenly else None
@@ -179,7 +203,7 @@ class Limit:
             self._minute.settle(hold.minute, used, now)
 
     def learn(self, seen: int, now: float) -> str:
-        """Take over a limit seen in headers; return in words what is allowed now, or nothing."""
+        """Take over a limit that the provider stated; return in words what is allowed now, or nothing."""
         before, target = self.limit, min(seen, self._told)
         elapsed_s = min(now - self._learned_at, MINUTE_S)
         self._learned_at = now
@@ -189,8 +213,11 @@ class Limit:
         self._resize(now)
         if self.limit < target:
             return ""
+        named, self._named = self._named, target
+        if named == target:
+            return ""
         now_allowed = f"{target:,.0f} {self.kind.unit} {self.kind.per} ({self.kind.name})"
-        return f"the provider allows {now_allowed}" + ("" if math.isinf(before) else f", not {before:,.0f}")
+        return f"the provider allows {now_allowed}" + ("" if math.isinf(named) else f", not {named:,.0f}")
 
     def believe(self, left: int, hold: Hold, elapsed_s: float, now: float) -> None:
         """Lower what is left to what the provider said, counted when the call came in or when it ended."""
@@ -201,11 +228,30 @@ class Limit:
         if excess > 0:
             self._belief.take(excess, now)
 
-    def deplete(self, wait_s: float, amount: int, now: float) -> None:
-        """Lower what is left so far that `amount` is there again after `wait_s`."""
-        excess = self._belief.level(now) - (amount - self._belief.rate * wait_s)
-        if not math.isinf(self.limit) and excess > 0:
+    def deplete(self, wait_s: float, amount: int, left: int | None, now: float) -> None:
+        """Lower what is left to what a refusal shows.
+
+        Args:
+            wait_s: after this the provider lets `amount` through, at the earliest (0 if it does not say).
+            amount: what was refused.
+            left: what the provider says is left now, below zero in debt; None if it does not say.
+            now: the present.
+        """
+        if math.isinf(self.limit):
+            return
+        level = amount - self._belief.rate * wait_s
+        if left is not None:
+            # A nonsensical debt must not shut the lane for good, and who has waited as asked may go.
+            stated = max(left, -self.limit) * self._share
+            level = max(stated, level) if wait_s else stated
+        excess = self._belief.level(now) - level
+        if excess > 0:
             self._belief.take(excess, now)
+
+    def used_before(self, used: int, since: float, now: float) -> None:
+        """Count in our own minute what was used between `since` and `now`, before anything else counted."""
+        if self._minute is not None:
+            self._minute.used_before(min(used, self.limit) * self._share, since, now)
 
     def used_elsewhere(self, used: int, age_s: float, now: float) -> None:
         """Count what others used, less what has refilled since."""

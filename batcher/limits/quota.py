@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from batcher.limits.limit import DAY_S, IN_HEADERS, KINDS, MINUTE_S, Demand, Hold, Limit
+from batcher.limits.limit import DAY_S, IN_HEADERS, KINDS, MINUTE_S, Demand, Hold, Kind, Limit, NamedLimit
 from batcher.types import RateLimits
 
 
@@ -56,6 +56,8 @@ class Quota:
 
     def __init__(self, limits: QuotaLimits, now: float, *, share: float = 1.0) -> None:
         self._window = limits.window
+        self._share = 1.0
+        self._began_at = now
         told = {
             "RPM": limits.rpm,
             "RPD": limits.rpd,
@@ -64,9 +66,9 @@ class Quota:
             "ITPM": limits.itpm,
             "OTPM": limits.otpm,
         }
-        evenly = limits.window == "any"
+        # Holds are in this order; a limit learned from a refusal comes at the end.
         self._limits = {
-            name: Limit(kind, told[name], now, evenly=evenly and kind.window_s == MINUTE_S and name != "RPM")
+            name: self._limit(kind, told[name], now)
             for name, kind in KINDS.items()
             if told[name] is not None or name in IN_HEADERS
         }
@@ -123,7 +125,7 @@ class Quota:
             used = None
         elif used is None:
             return
-        for one, hold in zip(self._limits.values(), reservation.holds, strict=True):
+        for one, hold in zip(self._limits.values(), reservation.holds, strict=False):
             one.settle(hold, 0 if used is None else one.kind.amount(used), now)
         reservation.counted = used
 
@@ -141,7 +143,7 @@ class Quota:
         self._newest_used = reservation.at
         requests = {MINUTE_S: "RPM", DAY_S: "RPD"}.get(seen.requests_window_s)
         learned = []
-        for (name, one), hold in zip(self._limits.items(), reservation.holds, strict=True):
+        for (name, one), hold in zip(self._limits.items(), reservation.holds, strict=False):
             if name == requests:
                 limit, left = seen.requests, seen.requests_left
             elif name == "TPM":
@@ -157,19 +159,39 @@ class Quota:
         return learned
 
     def refused(
-        self, limit_name: str | None, wait_s: float, now: float, *, demand: Demand | None = None
-    ) -> None:
+        self, named: NamedLimit | None, wait_s: float, now: float, *, demand: Demand | None = None
+    ) -> list[str]:
         """Take note of a 429: nothing passes for `wait_s`, and then as much as was refused.
 
+        A limit of any kind is learned from it; one that was told is only ever lowered.
+
         Args:
-            limit_name: the limit that its text names (`RPM`, `TPD` ...), if it does.
+            named: the limit that its text names, if it does.
             wait_s: how long the provider asks to wait (seconds, >= 0).
             now: when it came.
-            demand: of the refused request; without it the named limit is taken to be empty after the wait.
+            demand: of the refused request, as far as it is known.
+
+        Returns:
+            What was learned, in words for the user.
         """
         self._nothing_before = max(self._nothing_before, now + wait_s)
-        if one := self._limits.get(limit_name or ""):
-            one.deplete(wait_s, one.kind.amount(demand) if demand else 0, now)
+        if named is None or (kind := KINDS.get(named.name)) is None:
+            return []
+        one, words, left = self._limits.get(named.name), "", None
+        amount = max(kind.amount(demand) if demand else 0, named.requested or 0)
+        # A limit below what was asked for would fail that request for good, which this refusal does not do.
+        if named.limit is not None and named.limit >= max(1, amount):
+            new = one is None
+            one = one or self._limits.setdefault(named.name, self._limit(kind, None, now))
+            words = one.learn(named.limit, now)
+            if named.used is not None:
+                left = named.limit - named.used
+                words += f"; {named.used:,} of them are used" if words else ""
+                if new:
+                    one.used_before(named.used, self._began_at, now)
+        if one is not None:
+            one.deplete(wait_s, amount, left, now)
+        return [words] if words else []
 
     def day_used(self, requests: int, tokens: int, *, age_s: float, now: float) -> None:
         """Count what was used of the day's limits elsewhere: before this run, or by others beside it.
@@ -186,6 +208,14 @@ class Quota:
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to `share` (above 0, at most 1) of each minute limit: others on this account have the rest."""
+        self._share = share
         for one in self._limits.values():
             if one.kind.window_s == MINUTE_S:
                 one.set_share(share, now)
+
+    def _limit(self, kind: Kind, told: int | None, now: float) -> Limit:
+        by_minute = kind.window_s == MINUTE_S
+        one = Limit(kind, told, now, evenly=self._window == "any" and by_minute and kind.name != "RPM")
+        if by_minute and self._share != 1.0:
+            one.set_share(self._share, now)
+        return one

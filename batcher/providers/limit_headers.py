@@ -7,6 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
+from batcher.limits.limit import NamedLimit
 from batcher.types import RateLimits
 
 Dialect = Literal["groq", "openai"]
@@ -22,6 +23,13 @@ _DURATION = re.compile(rf"(?:{_DURATION_PART}){{1,8}}", re.ASCII)
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,12})?", re.ASCII)
 _LIMIT_NAME = re.compile(r"\((RPM|RPD|TPM|TPD|ITPM|OTPM|ASH|ASD)\)")
+# Older texts of OpenAI have the words alone: `on tokens per min. Limit: 10000 / min.`
+_LIMIT_WORDS = re.compile(r"\bon (requests|(?:input |output )?tokens) per (min|minute|day)\b", re.IGNORECASE)
+_INITIALS = {"requests": "RP", "tokens": "TP", "input tokens": "ITP", "output tokens": "OTP"}
+# LiteLLM counts both, and refuses at the first that is reached.
+_LITELLM = re.compile(r"\bcurrent (rpm|tpm): (\d{1,12}), \1 limit: (\d{1,12})\b", re.ASCII)
+_AMOUNT = r" (\d{1,3}(?:,\d{3}){1,4}|\d{1,12})(?!\w|[.,]\d)"
+_STATED = re.compile(rf"\b(Limit|Used|Requested):?{_AMOUNT}", re.ASCII)
 _TRY_AGAIN = re.compile(rf"try again in ((?:{_DURATION_PART}){{1,8}})", re.ASCII | re.IGNORECASE)
 
 
@@ -54,10 +62,30 @@ def wait_named_s(message: str) -> float | None:
     return _believable(duration_s(found[1])) if found else None
 
 
-def limit_named(message: str) -> str | None:
-    """Tell which limit a 429's text names (`RPM`, `RPD`, `TPM`, `TPD`, `ITPM` ...), or None."""
-    found = _LIMIT_NAME.search(message)
-    return found[1] if found else None
+def limit_named(message: str) -> NamedLimit | None:
+    """Tell which limit a 429's text names, with its numbers as far as they make sense, or None.
+
+    Understood are the texts of Groq and OpenAI (`... on tokens per day (TPD): Limit 100000, Used 97050,
+    Requested 3619.`) and LiteLLM's `... current rpm: 1, rpm limit: 1, current tpm: ...`.
+    """
+    if found := _LIMIT_NAME.search(message):
+        name = found[1]
+    elif found := _LIMIT_WORDS.search(message):
+        name = _INITIALS[found[1].lower()] + found[2][0].upper()
+    else:
+        return _limit_of_litellm(message)
+    stated: dict[str, int] = {}
+    for what, amount in _STATED.findall(message, found.end()):
+        stated.setdefault(what, int(amount.replace(",", "")))
+    limit, used, requested = (stated.get(what) for what in ("Limit", "Used", "Requested"))
+    return NamedLimit(name, limit or None, used, requested)
+
+
+def _limit_of_litellm(message: str) -> NamedLimit | None:
+    for name, current, limit in _LITELLM.findall(message):
+        if int(current) >= int(limit) > 0:
+            return NamedLimit(name.upper(), int(limit), int(current))
+    return None
 
 
 def rate_limits(headers: Mapping[str, str], dialect: Dialect) -> RateLimits | None:

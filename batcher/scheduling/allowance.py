@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from batcher.limits.aimd import AdaptiveConcurrency, Grant
-from batcher.limits.limit import Demand
+from batcher.limits.limit import Demand, NamedLimit
 from batcher.limits.pause import Pause
 from batcher.limits.quota import Quota, QuotaLimits, QuotaReservation
 from batcher.scheduling.pacer import Pacer
@@ -49,7 +49,7 @@ class Lesson:
         seen: what the headers said about limits.
         refused: a 429: nothing gets through for now.
         retry_after_s: the pause that the provider asked for, if it did.
-        limit_name: the limit that a refusal names (`RPM`, `TPD` ...), if it does.
+        named: the limit that a refusal names, with its numbers, if it does.
         host: what it taught about the address: any reply of the API is a `SUCCESS`.
     """
 
@@ -60,8 +60,13 @@ class Lesson:
     seen: RateLimits | None = None
     refused: bool = False
     retry_after_s: float | None = None
-    limit_name: str | None = None
+    named: NamedLimit | None = None
     host: Outcome = Outcome.IGNORED
+
+    @property
+    def limit_name(self) -> str:
+        """The name of the limit that a refusal names (`RPM`, `TPD` ...), or ""."""
+        return self.named.name if self.named is not None else ""
 
 
 class Allowance:
@@ -146,15 +151,16 @@ class Allowance:
             What changed, in words for the user.
         """
         reservation = hold.reservation
+        # The settlement forgets what was asked for where nothing was let in.
+        asked = None if reservation is None else reservation.counted
         if self._quota is not None and reservation is not None:
             used = None if lesson.usage is None else self._counted(lesson.usage)
             self._quota.settle(reservation, used, now, admitted=lesson.admitted)
         if lesson.usage is not None and lesson.sent_bytes:
             self._estimator.learn(lesson.sent_bytes, lesson.usage)
         said = self._adopt(lesson.seen, reservation, now) if lesson.seen is not None else []
-        if lesson.refused and self._quota is not None and reservation is not None:
-            demand = reservation.counted or NOTHING
-            self._quota.refused(lesson.limit_name, lesson.retry_after_s or 0.0, now, demand=demand)
+        if lesson.refused and (self._quota is not None or lesson.named is not None):
+            said += self._refused(lesson, asked, now)
         before = self._concurrency.limit
         self._concurrency.settled(hold.grant, self._load(lesson), in_flight, now)
         if (fewer := self._concurrency.limit) < before:
@@ -187,7 +193,7 @@ class Allowance:
 
     def _load(self, lesson: Lesson) -> Outcome:
         """A refusal that names a quota or a time says nothing about how many calls may run at once."""
-        explained = lesson.limit_name is not None or lesson.retry_after_s is not None
+        explained = lesson.named is not None or lesson.retry_after_s is not None
         return Outcome.IGNORED if lesson.refused and explained else lesson.outcome
 
     def _counted(self, usage: Usage) -> Demand:
@@ -201,6 +207,13 @@ class Allowance:
             # It started before anything counted: as far as the quota knows, it came and went just now.
             reservation = self._quota.reserve(NOTHING, now)
         said = self._quota.adopt(seen, reservation, now)
+        self._follow_quota()
+        return said
+
+    def _refused(self, lesson: Lesson, asked: Demand | None, now: float) -> list[str]:
+        if self._quota is None:
+            self._quota = Quota(QuotaLimits(window=self._window), now, share=self._share)
+        said = self._quota.refused(lesson.named, lesson.retry_after_s or 0.0, now, demand=asked)
         self._follow_quota()
         return said
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batcher.limits.limit import NamedLimit
 from batcher.providers.limit_headers import (
     LONGEST_WAIT_S,
     Dialect,
@@ -49,7 +50,7 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
         assert wait_s is None or 0 < wait_s <= LONGEST_WAIT_S
     limits = rate_limits({"x-ratelimit-limit-tokens": text, "x-ratelimit-remaining-tokens": text}, "groq")
     assert limits is None or (limits.tokens_left or 0) >= 0
-    assert limit_named(text) is None or "(" in text
+    assert limit_named(text) is None or "(" in text or " per " in text or "current" in text
 
 
 @pytest.mark.parametrize(
@@ -97,28 +98,101 @@ def test_a_wait_is_rounded_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "limit", "seconds"),
+    ("text", "named", "seconds"),
     [
-        ("tokens per minute (TPM): Limit 12000, Used 2542, Requested 9855", "TPM", "1.984999999s"),
-        ("tokens per minute (TPM): Limit 6000, Used 5034, Requested 1443", "TPM", "4.77s"),
-        ("tokens per minute (TPM): Limit 7000, Used 0, Requested 12903", "TPM", "50.597142857s"),
-        ("tokens per day (TPD): Limit 100000, Used 97050, Requested 3619", "TPD", "9m38.016s"),
-        ("tokens per day (TPD): Limit 500000, Used 500370, Requested 252", "TPD", "1m47.5854s"),
-        ("requests per minute (RPM): Limit 30, Used 30, Requested 1", "RPM", "2s"),
-        ("requests per day (RPD): Limit 1000, Used 1000, Requested 1", "RPD", "1m26.4s"),
-        ("audio seconds per hour (ASH): Limit 7200, Used 7200, Requested 60", "ASH", "30s"),
-        ("tokens per min (TPM): Limit 10000, Used 9000, Requested 1100", "TPM", "600ms"),
+        (
+            "tokens per minute (TPM): Limit 12000, Used 2542, Requested 9855",
+            NamedLimit("TPM", 12_000, 2_542, 9_855),
+            "1.984999999s",
+        ),
+        (
+            "tokens per minute (TPM): Limit 7000, Used 0, Requested 12903",
+            NamedLimit("TPM", 7_000, 0, 12_903),
+            "50.597142857s",
+        ),
+        (
+            "tokens per day (TPD): Limit 100000, Used 97050, Requested 3619",
+            NamedLimit("TPD", 100_000, 97_050, 3_619),
+            "9m38.016s",
+        ),
+        (
+            "tokens per day (TPD): Limit 500000, Used 500370, Requested 252",
+            NamedLimit("TPD", 500_000, 500_370, 252),
+            "1m47.5854s",
+        ),
+        (
+            "requests per minute (RPM): Limit 30, Used 30, Requested 1",
+            NamedLimit("RPM", 30, 30, 1),
+            "2s",
+        ),
+        (
+            "requests per day (RPD): Limit 1,000, Used 1,000, Requested 1",
+            NamedLimit("RPD", 1_000, 1_000, 1),
+            "1m26.4s",
+        ),
+        (
+            "output tokens per minute (OTPM): Limit 1000, Requested 1080",
+            NamedLimit("OTPM", 1_000, None, 1_080),
+            "5s",
+        ),
+        (
+            "audio seconds per hour (ASH): Limit 7200, Used 7200, Requested 60",
+            NamedLimit("ASH", 7_200, 7_200, 60),
+            "30s",
+        ),
+        (
+            "tokens per min (TPM): Limit 10000, Used 9000, Requested 1100",
+            NamedLimit("TPM", 10_000, 9_000, 1_100),
+            "600ms",
+        ),
+        ("requests per min (RPM): Limit 3 / min", NamedLimit("RPM", 3), "20s"),
+        ("tokens per min. Limit: 10000 / min", NamedLimit("TPM", 10_000), "6ms"),
+        ("input tokens per minute", NamedLimit("ITPM"), "6s"),
     ],
 )
-def test_the_text_of_a_429(text: str, limit: str, seconds: str) -> None:
+def test_the_text_of_a_429(text: str, named: NamedLimit, seconds: str) -> None:
     text = (
         f"Rate limit reached for model `m` in organization `org_x` on {text}. Please try again in {seconds}."
     )
     wait_s, named_s = wait_named_s(text), duration_s(seconds)
-    assert limit_named(text) == limit
+    assert limit_named(text) == named
     assert wait_s is not None
     assert named_s is not None
     assert named_s <= wait_s <= named_s + 0.001
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        "Limit 0, Used many, Requested -5",
+        "Limit 1e9, Used 1.5, Requested 1_000",
+        "Limit 1234567890123, Used 9,9, Requested ٣",
+        "limit unknown",
+    ],
+)
+def test_numbers_that_make_no_sense_are_left_out(numbers: str) -> None:
+    assert limit_named(f"on tokens per day (TPD): {numbers}.") == NamedLimit("TPD")
+
+
+LITELLM = (
+    "LiteLLM Rate Limit Handler for rate limit type = key. Crossed TPM / RPM / Max Parallel Request Limit. "
+    "current rpm: {}, rpm limit: {}, current tpm: {}, tpm limit: {}, "
+    "current max_parallel_requests: 0, max_parallel_requests: 9223372036854775807"
+)
+
+
+@pytest.mark.parametrize(
+    ("counts", "named"),
+    [
+        ((1, 1, 348, 2**63 - 1), NamedLimit("RPM", 1, 1)),
+        ((1, 15, 12_260, 5_000), NamedLimit("TPM", 5_000, 12_260)),
+        ((1, 15, 12, 5_000), None),
+        ((0, 0, 12, 5_000), None),
+    ],
+    ids=["requests", "tokens", "calls at once", "zero"],
+)
+def test_litellm_names_the_limit_that_is_reached(counts: tuple[int, ...], named: NamedLimit | None) -> None:
+    assert limit_named(LITELLM.format(*counts)) == named
 
 
 @pytest.mark.parametrize("text", ["", "Too many requests", "Please try again in a few minutes (soon)"])
