@@ -22,6 +22,8 @@ class Backoffs:
         self._budget = RetryBudget(monotonic())
         self._asleep: set[asyncio.Future[None]] = set()
         self._line: deque[asyncio.Future[None]] = deque()
+        self._setting_out: set[asyncio.Future[None]] = set()  # let through, and not yet back at the lane
+        self._woken = False
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -44,11 +46,14 @@ class Backoffs:
             finally:
                 self._asleep.discard(awake)
                 timer.cancel()
-        if counted:
+        if counted and not self._woken:
             turn: asyncio.Future[None] = loop.create_future()
             self._line.append(turn)
             self.look_again()
-            await turn
+            try:
+                await turn
+            finally:
+                self._setting_out.discard(turn)
 
     def succeeded(self) -> None:
         """Take note of a success, which makes room for retries."""
@@ -60,7 +65,7 @@ class Backoffs:
             self._timer.cancel()
             self._timer = None
         now = monotonic()
-        idle = self._idle()
+        idle = self._idle() and not self._setting_out
         while self._line:
             if self._line[0].done():  # cancelled
                 self._line.popleft()
@@ -70,10 +75,13 @@ class Backoffs:
                 return
             idle = False
             self._budget.spend(now)
-            _wake(self._line.popleft())
+            turn = self._line.popleft()
+            self._setting_out.add(turn)
+            _wake(turn)
 
     def wake_all(self) -> None:
-        """Wake all sleepers at once."""
+        """Wake all sleepers at once; from now on nobody waits for the budget."""
+        self._woken = True
         if self._timer is not None:
             self._timer.cancel()
         for sleeper in (*self._asleep, *self._line):
