@@ -19,6 +19,7 @@ from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, InterruptedRun, UsageError
 from batcher.events import Event, JobFinished
 from batcher.jobs.index import OnChanged
+from batcher.observe.notices import LogNotices
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
 from batcher.spec import RunSpec, checked_output
@@ -212,6 +213,7 @@ class _Listener:
         self._room = asyncio.Event()
         self._room.set()
         self._closed = False
+        self._log = LogNotices()
 
     async def next(self) -> Result | None:
         """Return the next result, None after the last."""
@@ -233,7 +235,8 @@ class _Listener:
         await self._room.wait()
 
     def event(self, event: Event) -> None:
-        """Hand a result on."""
+        """Hand a result on, and log what happens to lanes, keys and models."""
+        self._log(event)
         if not isinstance(event, JobFinished):
             return
         if self._on_result is not None and self.failure is None:

@@ -9,7 +9,8 @@ from typing import Self
 
 import click
 
-from batcher.events import CircuitChanged, Event, LaneChanged
+from batcher.events import Event
+from batcher.observe.notices import LogNotices
 from batcher.observe.progress import Snapshot, for_stderr, watch
 from batcher.observe.stats import Stats
 from batcher.observe.summary import counted
@@ -28,6 +29,7 @@ class Console:
         self._quiet = quiet
         self._watching: asyncio.Task[None] | None = None
         self._index_told_at = 0.0
+        self._log = LogNotices()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -104,9 +106,8 @@ class Console:
         """Results are not kept here, so there always is."""
 
     def event(self, event: Event) -> None:
-        """Tell what happens to lanes."""
-        if isinstance(event, LaneChanged | CircuitChanged):
-            logging.getLogger("batcher").info(event.message)
+        """Tell what happens to lanes, keys and models."""
+        self._log(event)
 
 
 def log_to_stderr(level: str) -> None:

@@ -2,20 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from batcher.events import (
-    AttemptFinished,
-    BudgetReached,
-    CircuitChanged,
-    Event,
-    JobFinished,
-    JobStarted,
-    LaneChanged,
-)
+from batcher.clock import utcnow
+from batcher.events import AttemptFinished, Event, FallbackTaken, JobFinished, JobStarted
+from batcher.observe.notices import Notices, Wording
 from batcher.types import Outcome, Reply, Result, Usage
-
-NOTICES_KEPT = 50
 
 
 class Histogram:
@@ -93,7 +87,11 @@ class Stats:
     failures: Counter[str] = field(default_factory=Counter)
     call_errors: Counter[str] = field(default_factory=Counter)
     models: dict[str, ModelStats] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Jobs that went on with another model, by the model that was wanted and the one taken."""
+    notices: Notices = field(default_factory=Notices)
+    now: Callable[[], datetime] = utcnow
+    _words: Wording = field(default_factory=Wording)
 
     def __call__(self, event: Event) -> None:
         """Count one event."""
@@ -104,10 +102,10 @@ class Stats:
                 self._finished(result)
             case JobStarted():
                 self.started += 1
-            case LaneChanged(message=message) | CircuitChanged(message=message):
-                self.notices = [*self.notices[1 - NOTICES_KEPT :], message]
-            case BudgetReached():
-                self.notices.append(f"the cost budget of ${event.budget_usd:g} is reached")
+            case FallbackTaken(wanted=wanted, taken=taken):
+                self.fallbacks[wanted, taken] += 1
+        if message := self._words(event):
+            self.notices.add(message, self.now())
 
     @property
     def finished(self) -> int:

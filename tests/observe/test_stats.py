@@ -1,6 +1,7 @@
 """The counts of a run follow its events, and its percentiles are right to one percent."""
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -10,11 +11,13 @@ from batcher.events import (
     AttemptFinished,
     BudgetReached,
     CircuitChanged,
+    FallbackTaken,
     JobFinished,
     JobStarted,
+    KeyDisabled,
     LaneChanged,
 )
-from batcher.observe.stats import NOTICES_KEPT, Histogram, Stats
+from batcher.observe.stats import Histogram, Stats
 from batcher.types import Failure, Job, Outcome, Reply, Result, Usage
 
 JOB = Job(
@@ -137,12 +140,23 @@ def test_answers_that_missed_their_schema_are_paid_for() -> None:
     assert (stats.failed, stats.cost_unknown) == (1, 0)
 
 
-def test_the_last_notices_are_kept() -> None:
-    stats = Stats()
-    for number in range(200):
-        stats(LaneChanged(route="m", message=f"lane {number}"))
-        stats(CircuitChanged(route="m", state="open", message=f"circuit {number}"))
-    assert len(stats.notices) == NOTICES_KEPT
-    assert stats.notices[-2:] == ["lane 199", "circuit 199"]
+def test_notices_are_kept_with_their_time_and_fallbacks_are_counted_for_each_pair() -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    stats = Stats(now=lambda: noon)
+    for _ in range(3):
+        stats(LaneChanged(route="m", message="lane"))
+        stats(CircuitChanged(route="m", state="open", message="circuit"))
+        stats(FallbackTaken(job_id="j", wanted="m", taken="n", reason="why"))
+    stats(FallbackTaken(job_id="j", wanted="m", taken="o", reason="why"))
+    stats(KeyDisabled(account="main", message="key"))
     stats(BudgetReached(spent_usd=1.01, budget_usd=1.0))
-    assert stats.notices[-1] == "the cost budget of $1 is reached"
+    local = noon.astimezone().isoformat(sep=" ")
+    assert stats.notices.lines() == [
+        f"m: jobs go on with n: why ({local})",
+        f"lane (3 times, last {local})",
+        f"circuit (3 times, last {local})",
+        f"m: jobs go on with o: why ({local})",
+        f"key ({local})",
+        f"the cost budget of $1 is reached ({local})",
+    ]
+    assert stats.fallbacks == {("m", "n"): 3, ("m", "o"): 1}

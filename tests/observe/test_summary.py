@@ -1,11 +1,16 @@
 """The summary says the same in a file and in a sentence."""
 
+from collections import Counter
+from datetime import UTC, datetime
+
 import orjson
 import pytest
 
+from batcher.observe.notices import Notices
 from batcher.observe.stats import ModelStats, Stats
 from batcher.observe.summary import JobCounts, RunFacts, one_line, summary
 
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NOTHING_BEFORE = JobCounts(queued=10, done_before=0, failed_before=0, bad_lines=0, duplicates=0)
 FACTS = RunFacts(
     run_id="r",
@@ -25,6 +30,8 @@ FACTS = RunFacts(
 def stats_of(
     *, succeeded: int = 8, failed: int = 1, cost_usd: float = 0.12345678, cost_unknown: int = 0
 ) -> Stats:
+    notices = Notices()
+    notices.add("the provider answers again", NOON)
     return Stats(
         succeeded=succeeded,
         failed=failed,
@@ -39,7 +46,8 @@ def stats_of(
         cost_usd=cost_usd,
         cost_unknown=cost_unknown,
         models={"m": ModelStats(succeeded=succeeded, failed=failed)},
-        notices=["the provider answers again"],
+        fallbacks=Counter({("m", "n"): 2, ("m", "o"): 3}),
+        notices=notices,
     )
 
 
@@ -59,7 +67,12 @@ def test_the_summary_holds_all_counts() -> None:
     assert content["tokens"] == {"input": 100, "output": 50, "cached_input": 10}
     assert (content["cost_usd"], content["jobs_per_s"]) == (0.123457, 2.25)
     assert content["models"]["m"]["succeeded"] == 8
-    assert content["notices"] == ["the provider answers again"]
+    local = NOON.astimezone().isoformat(sep=" ")
+    assert content["notices"] == [f"the provider answers again ({local})"]
+    assert content["fallbacks"] == [
+        {"wanted": "m", "taken": "o", "jobs": 3},
+        {"wanted": "m", "taken": "n", "jobs": 2},
+    ]
     assert orjson.loads(orjson.dumps(content)) == content
 
 
