@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import orjson
@@ -66,6 +67,10 @@ class Journal:
         """Say how many bytes of the result file and the error file are safe on disk."""
         self._write({"event": "committed", "results_bytes": results_bytes, "errors_bytes": errors_bytes})
 
+    def notice(self, message: str, at: datetime) -> None:
+        """Say what a user should know of the run, such as a lane that pauses, and when it happened."""
+        self._write({"event": "notice", "message": message, "at": at.timestamp()})
+
     def run_ended(self, exit_code: int) -> None:
         """Close a run."""
         self._write({"event": "run_ended", "exit_code": exit_code})
@@ -77,7 +82,7 @@ class Journal:
             self._fd = -1
 
     def _write(self, record: dict[str, str | int | float]) -> None:
-        record["at"] = utcnow().timestamp()
+        record.setdefault("at", utcnow().timestamp())
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         try:
             written = os.write(self._fd, line)
@@ -89,15 +94,23 @@ class Journal:
             raise output_error(self._path, exc) from exc
 
 
-def read_journal(path: Path) -> Iterator[dict[str, object]]:
+def read_journal(path: Path, *events: str) -> Iterator[dict[str, object]]:
     """Yield the records of the journal at `path`, none if there is no such file; torn lines are skipped.
+
+    Args:
+        path: the journal.
+        *events: the kinds of records that are wanted, all if none is named; the others are not parsed.
 
     Raises:
         OutputError: the file is there and cannot be read.
     """
+    # A journal may hold millions of `sent`, and every record begins with its event.
+    beginnings = tuple(b'{"event":"%s",' % event.encode() for event in events) or (b"",)
     try:
         with path.open("rb") as lines:
             for line in lines:
+                if not line.startswith(beginnings):
+                    continue
                 try:
                     record = orjson.loads(line)
                 except orjson.JSONDecodeError:

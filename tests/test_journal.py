@@ -1,6 +1,7 @@
 import os
 import resource
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_what_is_written_is_there_at_once(path: Path) -> None:
     journal.sent("é", "ab" * 32, 1, "m")
     journal.unknown("é", 1, "timeout")
     journal.committed(100, 0)
+    journal.notice("m: pauses", datetime.now(UTC))
     journal.run_ended(75)
     assert without_time(path) == [
         {
@@ -46,11 +48,25 @@ def test_what_is_written_is_there_at_once(path: Path) -> None:
         {"event": "sent", "id": "é", "request_sha256": "ab" * 32, "attempt": 1, "model": "m"},
         {"event": "unknown", "id": "é", "attempt": 1, "code": "timeout"},
         {"event": "committed", "results_bytes": 100, "errors_bytes": 0},
+        {"event": "notice", "message": "m: pauses"},
         {"event": "run_ended", "exit_code": 75},
     ]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     journal.close()
     journal.close()
+
+
+def test_only_what_is_asked_for_is_read(path: Path) -> None:
+    journal = Journal(path)
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    journal.run_started("r1", 42, "jobs.jsonl", queued=7, results_before=3)
+    journal.sent('"event":"notice"', "ab" * 32, 1, "m")
+    journal.notice("m: pauses", noon)
+    journal.run_ended(0)
+    records = list(read_journal(path, "notice", "run_ended"))
+    assert [record["event"] for record in records] == ["notice", "run_ended"]
+    assert records[0] == {"event": "notice", "message": "m: pauses", "at": noon.timestamp()}
+    assert len(list(read_journal(path))) == 4
 
 
 def test_no_journal_has_no_records(path: Path) -> None:

@@ -16,13 +16,14 @@ batcher status results/jobs.jsonl --json   for scripts
 @click.argument("out", type=click.Path(path_type=Path))
 @option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(out: Path, as_json: bool) -> None:
-    """Show how many jobs of the result file OUT are answered, failed and pending, and who works on it."""
+    """Show how many jobs of OUT are answered, failed and pending, who works on it, and the last news."""
     import orjson  # noqa: PLC0415 - --help stays quick
 
+    from batcher.clock import utcnow  # noqa: PLC0415
     from batcher.errors import InputMissing  # noqa: PLC0415
     from batcher.journal import read_journal  # noqa: PLC0415
     from batcher.lock import holder  # noqa: PLC0415
-    from batcher.observe.standing import in_words, standing  # noqa: PLC0415
+    from batcher.observe.standing import EVENTS_READ, in_words, standing  # noqa: PLC0415
     from batcher.resume import done_records  # noqa: PLC0415
     from batcher.text.terminal import printable  # noqa: PLC0415
     from batcher.types import output_paths  # noqa: PLC0415
@@ -33,5 +34,6 @@ def status(out: Path, as_json: bool) -> None:
         raise InputMissing(f"{out}: no such result file; name the OUT of a run, such as results/jobs.jsonl")
     paths = output_paths(out)
     next(done_records(paths), None)  # refuses a file of another make
-    content = standing(paths, holder(paths), read_journal(paths.journal))
-    click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2) if as_json else printable(in_words(content)))
+    content = standing(paths, holder(paths), read_journal(paths.journal, *EVENTS_READ))
+    words = printable(in_words(content, utcnow()))
+    click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2) if as_json else words)
