@@ -1,15 +1,18 @@
 """One run of a job file, from the lock on its output to its summary."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from batcher.accounts import SIMULATOR, open_accounts
 from batcher.clock import monotonic, utcnow
 from batcher.config import Settings, deadline_in_s
 from batcher.engines.stop import Stop, StopReason
@@ -18,15 +21,21 @@ from batcher.events import Emit, Event, JobFinished
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
 from batcher.journal import Journal
+from batcher.ledger import Ledger, state_directory
 from batcher.lock import OutputLock
+from batcher.observe.notices import WriteNotices
 from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
 from batcher.resume import provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
+from batcher.scheduling.routing import Account, Routing
+from batcher.sharing import SharedAccount
 from batcher.spec import RunSpec, Watcher
 from batcher.types import OutputPaths, Result, output_paths
-from batcher.wiring import SIMULATOR, build_run, fitting_concurrency, open_provider
+from batcher.wiring import build_run, fitting_concurrency
+
+log = logging.getLogger(__name__)
 
 
 async def run_batch(
@@ -46,8 +55,14 @@ async def run_batch(
     """
     started_at = utcnow()
     deadline_at = monotonic() + deadline_in_s(settings.deadline, started_at) if settings.deadline else None
+    stats = Stats()
+    listeners: list[Emit] = [stats, watcher.event]
+    emit = _all(listeners)
     async with AsyncExitStack() as stack:
-        provider = await stack.enter_async_context(open_provider(settings, environ, simulate=spec.simulate))
+        accounts = await stack.enter_async_context(
+            open_accounts(settings, environ, emit, simulate=spec.simulate)
+        )
+        provider = accounts[0].provider
         if deadline_at is not None:
             _end_at(deadline_at, stop, stack)
         paths = None if spec.out is None else output_paths(spec.out)
@@ -63,9 +78,8 @@ async def run_batch(
             lock.relock()
         run_began_at = monotonic()
 
-        stats = Stats()
-        emit = _both(stats, watcher.event)
         journal = _open_journal(paths, stack)
+        listeners.append(WriteNotices(journal.notice))
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
             *sinks,
@@ -74,7 +88,7 @@ async def run_batch(
         )
         run, routing = build_run(
             settings=settings,
-            provider=provider,
+            accounts=accounts,
             queue=JobQueue(index, limit=spec.limit),
             writer=writer,
             journal=journal,
@@ -83,7 +97,10 @@ async def run_batch(
             concurrency=fitting_concurrency(settings.concurrency),
             deadline_at=deadline_at,
             room=watcher.room,
+            on_lane=lambda account, lane: books[account].prepare(lane) if account in books else None,
         )
+        books = await _share(accounts, routing, environ, emit, stack)
+        listeners += [book.watch for book in books.values()]
         wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
         watcher.running(stats, routing, wanted)
         journal.run_started(
@@ -165,12 +182,45 @@ def _open_journal(paths: OutputPaths | None, stack: AsyncExitStack) -> Journal:
     return journal
 
 
-def _both(first: Emit, second: Emit) -> Emit:
+def _all(listeners: Sequence[Emit]) -> Emit:
     def emit(event: Event) -> None:
-        first(event)
-        second(event)
+        for listener in listeners:
+            listener(event)
 
     return emit
+
+
+async def _share(
+    accounts: Sequence[Account],
+    routing: Routing,
+    environ: Mapping[str, str],
+    emit: Emit,
+    stack: AsyncExitStack,
+) -> dict[Account, SharedAccount]:
+    """Share each account's limits with this user's other runs until the run ends; not what is simulated."""
+    books = {}
+    for account in accounts:
+        if not account.fingerprint:
+            continue
+        ledger = Ledger(state_directory(environ), account.fingerprint, on_warning=log.warning)
+        book = SharedAccount(
+            account.name,
+            ledger,
+            partial(routing.lanes, account),
+            emit=emit,
+            cached_tokens_count=account.provider.name != "groq",
+        )
+        book.join()
+        stack.callback(book.leave)
+        sharing = asyncio.create_task(book.share_forever())
+        stack.push_async_callback(_end, sharing)
+        books[account] = book
+    return books
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _tell_finished(results: Sequence[Result], emit: Emit) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -33,6 +34,7 @@ _DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*(s|m|h|d)?")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _CHOICES = {"provider": get_args(ProviderName), "log_level": get_args(LogLevel)}
 _PROXY = re.compile(r"(https?|socks5h?)://.+", re.IGNORECASE)
+_ACCOUNT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"(?!gsk_)[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -93,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_http: bool = False
     accounts: dict[str, AccountSettings] = {}
     model: str | None = None
-    weights: dict[str, float] = {}
+    weights: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
     service_tier: Literal["on_demand", "flex", "auto"] | None = None
     fallback: tuple[str, ...] = ()
     fallback_after_s: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 30.0
@@ -125,6 +127,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.provider or ("openai-compatible" if self.base_url else "groq")
 
     @property
+    def host(self) -> str:
+        """The host of the API's address, "" for the provider's own."""
+        return urlsplit(self.base_url).netloc if self.base_url else ""
+
+    @property
     def key_variable(self) -> str:
         """The environment variable that holds the key."""
         usual = "GROQ_API_KEY" if self.provider_name == "groq" else "OPENAI_API_KEY"
@@ -146,6 +153,14 @@ def load_settings(file: Path | None, overrides: Mapping[str, object]) -> Setting
     settings = msgspec.convert(merged, Settings, strict=True)
     if settings.provider == "openai-compatible" and not settings.base_url:
         raise ConfigError("provider openai-compatible needs base_url, e.g. http://localhost:8000/v1")
+    if settings.accounts and settings.api_key_env is not None:
+        raise ConfigError("accounts: they name their keys, and so does api_key_env: give one of them")
+    if settings.weights and settings.model is not None:
+        raise ConfigError(
+            "weights: they choose a model for lines that name none, and so does model: give one"
+        )
+    if settings.service_tier is not None and settings.provider_name != "groq":
+        raise ConfigError("service_tier: only groq has tiers; for others set it in the lines' params")
     return settings
 
 
@@ -203,6 +218,7 @@ def line_defaults(settings: Settings) -> LineDefaults:
         model=settings.model,
         fallback=settings.fallback,
         default_max_completion_tokens=settings.default_max_completion_tokens,
+        weights=settings.weights,
     )
 
 
@@ -251,6 +267,9 @@ def _check_names(values: dict[str, Any]) -> None:
     if isinstance(prices := values.get("prices"), dict):
         known = [field.name for field in fields(Price)]
         sections += [(f"prices.{model}.", price, known) for model, price in prices.items()]
+    if isinstance(accounts := values.get("accounts"), dict):
+        known = list(AccountSettings.__struct_fields__)
+        sections += [(f"accounts.{owner}.", account, known) for owner, account in accounts.items()]
     for prefix, section, known in sections:
         for name in section if isinstance(section, dict) else ():
             if name not in known:
@@ -274,6 +293,14 @@ def _check_values(settings: Settings) -> None:
     if settings.api_key_env is not None and not _VARIABLE.fullmatch(settings.api_key_env):
         # Whatever stands there may be the key, so it is not shown.
         raise ConfigError("api_key_env: expected the name of a variable, such as GROQ_API_KEY, not a key")
+    if settings.accounts:
+        _check_accounts(settings)
+    if settings.weights and settings.model is not None:
+        raise ConfigError(
+            "weights: they choose the model where a line names none, and so does model: give one"
+        )
+    if settings.service_tier is not None and settings.provider_name != "groq":
+        raise ConfigError("service_tier: only groq has service tiers; lines may set it in their params")
     if settings.proxy is not None and not _PROXY.fullmatch(settings.proxy):
         # An unknown scheme would be passed over and the calls made without a proxy. It may hold a password.
         raise ConfigError("proxy: expected an address that begins with http://, https:// or socks5://")
@@ -282,11 +309,29 @@ def _check_values(settings: Settings) -> None:
             raise ConfigError(f"{name}: expected a number from {lowest} on, got {value}")
 
 
+def _check_accounts(settings: Settings) -> None:
+    seen: set[str] = set()
+    for name, account in settings.accounts.items():
+        if not _ACCOUNT.fullmatch(name):
+            raise ConfigError(f"accounts: {name!r} is no name: expected letters, digits, '.', '_' and '-'")
+        for variable in account.keys:
+            if not _VARIABLE.fullmatch(variable):
+                # Whatever stands there may be the key, so it is not shown.
+                raise ConfigError(f"accounts.{name}.keys: expected names of variables, not keys")
+            if variable in seen:
+                raise ConfigError(f"accounts.{name}.keys: {variable} is named twice")
+            seen.add(variable)
+
+
 def _numbers(settings: Settings) -> Iterator[tuple[str, float, int]]:
     """Yield name, value and lower bound of each number in the sections."""
     for section, policy in (("retry", settings.retry), ("breaker", settings.breaker)):
         for name, value in asdict(policy).items():
             yield f"{section}.{name}", value, 1 if isinstance(value, int) else 0
+    for model, weight in settings.weights.items():
+        yield f"weights.{model}", weight, 0
+    for owner, account in settings.accounts.items():
+        yield f"accounts.{owner}.weight", account.weight, 0
     for model, price in settings.prices.items():
         for name, value in asdict(price).items():
             if value is not None:

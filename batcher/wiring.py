@@ -3,102 +3,31 @@
 import asyncio
 import math
 import resource
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
+from batcher.accounts import SIMULATOR
 from batcher.config import Settings
 from batcher.engines.online import OnlineRun, RunLimits
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import KeyRefused
 from batcher.events import Emit
 from batcher.execution.attempt import Attempts, CallLog
 from batcher.execution.complete import Completer
 from batcher.execution.execute import Executor
 from batcher.limits.quota import QuotaLimits
 from batcher.pricing import FREE, Pricing
-from batcher.providers.base import Provider
 from batcher.results import ResultWriter
 from batcher.scheduling.allowance import ProviderRules
+from batcher.scheduling.batches import BatchPolicy
+from batcher.scheduling.circuits import HostCircuit
 from batcher.scheduling.lane import Lane, LaneLimits
 from batcher.scheduling.queue import JobQueue
-from batcher.scheduling.routing import Routing
+from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 
-GROQ_URL = "https://api.groq.com"
 DESCRIPTORS_FOR_OTHERS = 64
-SIMULATOR = "simulator"
-
-
-@asynccontextmanager
-async def open_provider(
-    settings: Settings, environ: Mapping[str, str], *, simulate: bool = False
-) -> AsyncIterator[Provider]:
-    """Open the provider that the settings name over the one connection pool.
-
-    Args:
-        settings: what was configured.
-        environ: where the key is looked for.
-        simulate: start the simulator on a free loopback port and talk to that instead.
-
-    Raises:
-        KeyMissing: there is no key and the endpoint needs one.
-        ConfigError: key, address, proxy or certificates cannot be used.
-    """
-    if simulate:
-        from batcher.providers.simulator.server import start_embedded  # noqa: PLC0415 - only needed here
-        from batcher.providers.simulator.settings import SimulatorSettings  # noqa: PLC0415
-
-        async with start_embedded(SimulatorSettings()) as server:
-            local = Settings(base_url=server.url + "/v1", api_key_env="BATCHER_SIMULATOR_KEY")
-            async with _open_remote(local, {}, name=SIMULATOR, concurrency=settings.concurrency) as provider:
-                yield provider
-        return
-    async with _open_remote(
-        settings, environ, name=settings.provider_name, concurrency=settings.concurrency
-    ) as provider:
-        yield provider
-
-
-@asynccontextmanager
-async def _open_remote(
-    settings: Settings, environ: Mapping[str, str], *, name: str, concurrency: int
-) -> AsyncIterator[Provider]:
-    from batcher.providers.keys import check_base_url, is_loopback, load_key  # noqa: PLC0415
-    from batcher.providers.transport import Pool, PoolSettings  # noqa: PLC0415 - loads pyreqwest
-
-    groq = settings.provider_name == "groq"
-    base_url = check_base_url(settings.base_url or GROQ_URL, insecure_http=settings.insecure_http)
-    key = load_key(
-        settings.key_variable,
-        environ=environ,
-        env_file=settings.env_file,
-        required=groq or not is_loopback(base_url),
-    )
-    pool = Pool(
-        PoolSettings(
-            max_connections=2 * concurrency + 10,
-            connect_timeout_s=min(settings.connect_timeout, 0.9 * settings.timeout),
-            proxy=settings.proxy,
-            ca_file=settings.ca_file,
-        )
-    )
-    try:
-        provider: Provider
-        if groq:
-            assert key is not None  # it was required
-            from batcher.providers.groq import Groq  # noqa: PLC0415 - takes 0.3 s to import
-
-            provider = Groq(pool, key, base_url)
-        else:
-            from batcher.providers.openai_compatible import OpenAICompatible  # noqa: PLC0415
-
-            provider = OpenAICompatible(pool, base_url, key, name=name)
-        try:
-            yield provider
-        finally:
-            await provider.aclose()
-    finally:
-        await pool.aclose()
+SLACK = 32
+"""Jobs kept ready for each lane beyond those in flight."""
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -126,7 +55,7 @@ def fitting_concurrency(wanted: int) -> int:
 def build_run(
     *,
     settings: Settings,
-    provider: Provider,
+    accounts: Sequence[Account],
     queue: JobQueue,
     writer: ResultWriter,
     journal: CallLog,
@@ -135,12 +64,13 @@ def build_run(
     concurrency: int,
     deadline_at: float | None,
     room: Callable[[], Awaitable[None]],
+    on_lane: Callable[[Account, Lane], None] = lambda account, lane: None,
 ) -> tuple[OnlineRun, Routing]:
     """Put together the parts of a run that starts now.
 
     Args:
         settings: what was configured.
-        provider: who answers.
+        accounts: who answers, all at one provider.
         queue: what is to be done.
         writer: where results go.
         journal: where calls are written down.
@@ -149,10 +79,50 @@ def build_run(
         concurrency: calls in flight.
         deadline_at: loop time of the run's end, None without one.
         room: waits while who takes the results has fallen behind.
+        on_lane: told of each lane that is made, before its first job.
     """
+    provider = accounts[0].provider.name
+    make_lane = _lane_maker(
+        settings, accounts, emit, concurrency=concurrency, deadline_at=deadline_at, on_lane=on_lane
+    )
+
+    def keys_refused(reason: str) -> None:
+        stop.drain(StopReason.KEYS_REFUSED, reason)
+        routing.park(reason)  # at once: further calls would only be refused, too
+
+    routing = Routing(
+        accounts,
+        make_lane,
+        fallback_after_s=settings.fallback_after_s,
+        on_all_refused=keys_refused,
+    )
+    attempts = Attempts(journal, emit, timeout_s=settings.timeout)
+    pricing = Pricing(provider, settings.prices, default=FREE if provider == SIMULATOR else None)
+    executor = Executor(Completer(routing, attempts, settings.retry, emit), pricing, emit, provider=provider)
+    limits = RunLimits(
+        concurrency=concurrency,
+        slack=SLACK * len(accounts),
+        grace_s=settings.grace,
+        deadline_at=deadline_at,
+        batch=BatchPolicy(size=settings.batch_size, wait_s=settings.batch_wait_s),
+    )
+    return OnlineRun(queue, routing, executor.execute, writer, limits, room=room), routing
+
+
+def _lane_maker(
+    settings: Settings,
+    accounts: Sequence[Account],
+    emit: Emit,
+    *,
+    concurrency: int,
+    deadline_at: float | None,
+    on_lane: Callable[[Account, Lane], None],
+) -> Callable[[str, Account], Lane]:
+    provider = accounts[0].provider.name
     slots = RunSlots(concurrency)
-    groq = provider.name == "groq"
-    lane_limits = LaneLimits(
+    host = HostCircuit(settings.host or provider, settings.breaker, emit)
+    groq = provider == "groq"
+    limits = LaneLimits(
         quota=QuotaLimits(
             rpm=settings.rpm,
             rpd=settings.rpd,
@@ -166,23 +136,20 @@ def build_run(
         rules=ProviderRules(admits_maximum=groq, cached_tokens_count=not groq),
         deadline_at=math.inf if deadline_at is None else deadline_at,
     )
+    # Limits were told for the tier that is used first; those of an overflow have to be learned.
+    untold = replace(limits, quota=QuotaLimits(window=settings.window))
 
-    def make_lane(model: str) -> Lane:
-        return Lane(model, lane_limits, slots=slots, breaker=settings.breaker, emit=emit)
+    def make_lane(model: str, account: Account) -> Lane:
+        lane = Lane(
+            f"{model} ({account.name})" if account.name else model,
+            untold if account.overflow else limits,
+            slots=slots,
+            breaker=settings.breaker,
+            emit=emit,
+            host=host,
+            model=model,
+        )
+        on_lane(account, lane)
+        return lane
 
-    def keys_refused(error: KeyRefused) -> None:
-        stop.drain(StopReason.KEYS_REFUSED, f"{provider.name} refused the key: {error}")
-        routing.park(stop.message)  # at once: further calls would only be refused, too
-
-    routing = Routing(provider, make_lane)
-    attempts = Attempts(journal, emit, timeout_s=settings.timeout)
-    pricing = Pricing(provider.name, settings.prices, default=FREE if provider.name == SIMULATOR else None)
-    executor = Executor(
-        Completer(routing, attempts, settings.retry),
-        pricing,
-        emit,
-        provider=provider.name,
-        on_key_refused=keys_refused,
-    )
-    limits = RunLimits(concurrency=concurrency, grace_s=settings.grace, deadline_at=deadline_at)
-    return OnlineRun(queue, routing, executor.execute, writer, limits, room=room), routing
+    return make_lane

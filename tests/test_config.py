@@ -9,7 +9,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.config import MAX_FILE_BYTES, Settings, deadline_in_s, duration_s, load_settings, shown
+from batcher.config import (
+    MAX_FILE_BYTES,
+    AccountSettings,
+    Settings,
+    deadline_in_s,
+    duration_s,
+    load_settings,
+    shown,
+)
 from batcher.errors import ConfigError
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
@@ -41,6 +49,9 @@ itpm: 200000
 otpm: 50000
 window: bucket
 concurrency: 8
+batch_size: 64
+batch_wait_s: 0.5
+fallback_after_s: 60
 timeout: 2m
 connect_timeout: 1.5s
 grace: 0
@@ -51,6 +62,12 @@ prices: {my-model: {input_usd: 0.1, output_usd: 0.4}, o: {input_usd: 1, output_u
 proxy: http://proxy.internal:3128
 ca_file: /etc/ssl/internal.pem
 log_level: debug
+"""
+
+OTHER_CHOICES = """\
+accounts: {team-a: {keys: [KEY_A, KEY_A2], weight: 2}, team-b: {keys: [KEY_B]}}
+weights: {m: 0.6, n: 0.4}
+service_tier: auto
 """
 
 
@@ -72,6 +89,9 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         otpm=50_000,
         window="bucket",
         concurrency=8,
+        batch_size=64,
+        batch_wait_s=0.5,
+        fallback_after_s=60.0,
         timeout=120.0,
         connect_timeout=1.5,
         grace=0.0,
@@ -86,9 +106,28 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         ca_file="/etc/ssl/internal.pem",
         log_level="debug",
     )
-    assert {line.split(":")[0].replace("-", "_") for line in FULL.splitlines()} == set(
-        Settings.__struct_fields__
+    said = {line.split(":")[0].replace("-", "_") for line in (FULL + OTHER_CHOICES).splitlines()}
+    assert said == set(Settings.__struct_fields__)
+
+
+def test_what_stands_in_place_of_a_single_key_and_a_single_model(tmp_path: Path) -> None:
+    assert from_text(tmp_path, OTHER_CHOICES) == Settings(
+        accounts={
+            "team-a": AccountSettings(keys=("KEY_A", "KEY_A2"), weight=2.0),
+            "team-b": AccountSettings(keys=("KEY_B",)),
+        },
+        weights={"m": 0.6, "n": 0.4},
+        service_tier="auto",
     )
+
+
+def test_what_each_is_right_may_not_fit_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights: they choose a model"):
+        from_text(tmp_path, OTHER_CHOICES, model="m")
+    with pytest.raises(ConfigError, match="accounts: they name their keys"):
+        from_text(tmp_path, OTHER_CHOICES, api_key_env="MY_KEY")
+    with pytest.raises(ConfigError, match="service_tier: only groq has tiers"):
+        from_text(tmp_path, OTHER_CHOICES, base_url="http://localhost:8000/v1")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n"])
@@ -107,6 +146,16 @@ def test_an_override_completes_what_the_file_leaves_open(tmp_path: Path) -> None
 
 
 REFUSED: dict[str, tuple[str, str]] = {
+    "a key in place of its variable": (
+        "accounts: {a: {keys: [gsk_0123]}}",
+        "accounts.a.keys: expected names of",
+    ),
+    "a variable twice": ("accounts: {a: {keys: [K]}, b: {keys: [K]}}", "accounts.b.keys: K is named twice"),
+    "an account without keys": ("accounts: {a: {keys: []}}", "length >= 1"),
+    "a strange account name": ("accounts: {'a b': {keys: [K]}}", "accounts: 'a b' is no name"),
+    "a typo in an account": ("accounts: {a: {keys: [K], wieght: 2}}", "did you mean 'weight'"),
+    "a weight of nothing": ("weights: {m: 0}", "weights"),
+    "an endless weight": ("weights: {m: .inf}", "weights.m: expected a number"),
     "unknown key": ("modle: x", "unknown key 'modle'; did you mean 'model'?"),
     "unlike any key": ("zzz: 1", "unknown key 'zzz'; known are provider, base_url, "),
     "a key in the file": ("api_key: gsk_secret", "unknown key 'api_key'; did you mean 'api_key_env'?"),

@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"execution"},
     {"engines"},
     {"config"},
+    {"accounts"},
     {"wiring", "spec"},
     {"intake"},
     {"batch"},

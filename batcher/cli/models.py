@@ -49,22 +49,27 @@ def models(as_json: bool, **options: Any) -> None:
 
 
 async def list_models(settings: "Settings") -> "list[ModelInfo]":
-    """Ask the provider for its models.
+    """Ask the provider for its models: those that any of the accounts may use.
 
     Raises:
         ConfigError: there is no key, or the settings do not hold together.
-        KeysRefused: the provider does not know the key.
+        KeysRefused: the provider does not know a key.
         Unreachable: the call brought no list.
     """
-    from batcher.wiring import open_provider  # noqa: PLC0415 - loads the transport
+    from batcher.accounts import open_accounts  # noqa: PLC0415 - loads the transport
 
-    async with open_provider(settings, os.environ) as provider:
-        try:
-            return await provider.models()
-        except KeyRefused as error:
-            raise KeysRefused(f"{provider.name} refused the key: {error}") from error
-        except CallError as error:
-            raise Unreachable(f"{provider.name} gave no list of models: {error}") from error
+    listed: dict[str, ModelInfo] = {}
+    async with open_accounts(settings, os.environ, lambda event: None) as accounts:
+        for account in accounts:
+            name = account.provider.name + (f" (account {account.owner})" if account.owner else "")
+            try:
+                models = await account.provider.models()
+            except KeyRefused as error:
+                raise KeysRefused(f"{name} refused the key: {error}") from error
+            except CallError as error:
+                raise Unreachable(f"{name} gave no list of models: {error}") from error
+            listed |= {model.id: model for model in models}
+    return list(listed.values())
 
 
 def _columns(model: "ModelInfo") -> dict[str, object]:

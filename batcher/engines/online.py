@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batcher.clock import monotonic
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BatcherError
 from batcher.results import ResultWriter
+from batcher.scheduling.batches import BatchPolicy
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
 from batcher.scheduling.scheduler import Scheduler
@@ -28,6 +29,7 @@ class RunLimits:
         grace_s: how long calls in flight may go on after a stop.
         deadline_at: loop time of the run's end, None without one.
         unreachable_after_s: a run none of whose calls reached the provider ends after this long.
+        batch: how jobs that share a prefix are put together.
     """
 
     concurrency: int
@@ -35,6 +37,7 @@ class RunLimits:
     grace_s: float = 60.0
     deadline_at: float | None = None
     unreachable_after_s: float = 60.0
+    batch: BatchPolicy = field(default_factory=BatchPolicy)
 
 
 class OnlineRun:
@@ -125,13 +128,15 @@ class OnlineRun:
                 start,
                 concurrency=self._limits.concurrency,
                 slack=self._limits.slack,
+                batch=self._limits.batch,
             )
-            try:
-                scheduler.fill()
-            except BatcherError as error:
-                stop.fail(error)
-            if not scheduler.idle:
-                await self._idle.wait()
+            with contextlib.closing(scheduler):
+                try:
+                    scheduler.fill()
+                except BatcherError as error:
+                    stop.fail(error)
+                if not scheduler.idle:
+                    await self._idle.wait()
         parked = [lane.parked for lane in self._routing.lanes() if lane.parked is not None]
         if parked and stop.reason is None:
             waits = [lane.resume_in_s for lane in parked if lane.resume_in_s is not None]

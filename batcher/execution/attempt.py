@@ -1,6 +1,7 @@
 """One try over HTTP, from the permit to its settlement."""
 
 import asyncio
+import math
 from typing import Protocol
 
 from batcher.clock import monotonic
@@ -30,6 +31,7 @@ class Story:
         began_at: loop time at which the job left the queue.
         deadline_at: loop time at which it fails, `inf` without a deadline.
         model: the model called last.
+        account: whose quota the last call was made on.
         calls: calls made.
         attempts: calls that counted as an attempt.
         latency_s: duration of the last call.
@@ -38,6 +40,7 @@ class Story:
     """
 
     __slots__ = (
+        "account",
         "attempts",
         "began_at",
         "calls",
@@ -54,6 +57,7 @@ class Story:
         self.began_at = began_at
         self.deadline_at = deadline_at
         self.model = job.model
+        self.account = ""
         self.calls = 0
         self.attempts = 0
         self.latency_s = 0.0
@@ -69,18 +73,31 @@ class Attempts:
         self._emit = emit
         self._timeout_s = timeout_s
 
-    async def attempt(self, story: Story, request: Request, route: Route) -> Reply:
+    async def attempt(
+        self, story: Story, request: Request, route: Route, *, patience_s: float = math.inf
+    ) -> Reply:
         """Make one call.
+
+        Args:
+            story: of the job.
+            request: what is asked.
+            route: where.
+            patience_s: how long the lane may be shut before the job would rather go elsewhere.
 
         Raises:
             CallError: it brought no answer.
             LaneParked: the lane lets nothing more through in this run.
+            LaneHeldUp: the lane is shut for longer than `patience_s`.
         """
         job, lane = story.job, route.lane
         demand = lane.demand(request.body, answers=request.endpoint != "/v1/embeddings")
-        with await lane.permit(priority=job.priority, since=story.began_at, demand=demand) as permit:
+        permit = await lane.permit(
+            priority=job.priority, since=story.began_at, demand=demand, patience_s=patience_s
+        )
+        with permit:
             story.calls += 1
             story.model = request.model
+            story.account = route.account.name
             self._journal.sent(job.id, job.request_sha256, story.calls, request.model)
             sent_at = monotonic()
             timeout_s = min(self._timeout_s, story.deadline_at - sent_at)
@@ -143,6 +160,7 @@ class Attempts:
                 latency_s=story.latency_s,
                 sent=error.sent if error else True,
                 usage=usage,
+                account=story.account,
             )
         )
 

@@ -1,24 +1,28 @@
 """A request's way to a good answer: its routes in order, each with its retries."""
 
+import math
 import random
-from functools import partial
 
 from batcher.clock import monotonic
 from batcher.errors import (
     BadGeneration,
+    BatcherError,
     CallError,
+    CapacityExceeded,
     DeadlineExceeded,
     InvalidRequest,
     KeyRefused,
+    LaneHeldUp,
     LaneParked,
     ModelUnavailable,
     Requeue,
     Retryable,
 )
+from batcher.events import Emit, FallbackTaken
 from batcher.execution.attempt import Attempts, Story
 from batcher.limits.retry import RetryPolicy, Tally, retrying
 from batcher.scheduling.routing import Route, Routing
-from batcher.text.bodies import with_model
+from batcher.text.bodies import with_member
 from batcher.text.reasoning import split_reasoning
 from batcher.text.structured import mismatch, schema_fault
 from batcher.types import Job, Reply, Request
@@ -27,10 +31,11 @@ from batcher.types import Job, Reply, Request
 class Completer:
     """Gets the answer to one job's request, trying again and elsewhere as far as that can help."""
 
-    def __init__(self, routing: Routing, attempts: Attempts, retry: RetryPolicy) -> None:
+    def __init__(self, routing: Routing, attempts: Attempts, retry: RetryPolicy, emit: Emit) -> None:
         self._routing = routing
         self._attempts = attempts
         self._retry = retry
+        self._emit = emit
 
     async def complete(self, story: Story) -> Reply:
         """Return the answer from the first route that has one.
@@ -44,53 +49,95 @@ class Completer:
             raise InvalidRequest(f"the schema cannot be used: {fault}", code="invalid_schema", sent=False)
         failure: CallError | None = None
         parked: LaneParked | None = None
-        for route in self._routing.candidates(story.job):
+        held_up: Route | None = None
+        error: BatcherError | None = None
+        for route, patience_s in self._routing.candidates(story.job):
+            self._tell_fallback(story, route, error)
             try:
-                return await self._ask(story, route)
-            except LaneParked as error:
-                parked = error
-            except ModelUnavailable as error:
-                route.lane.park(f"{route.model}: closed for this run, {error}")
-                parked = LaneParked(str(error))
-            except (DeadlineExceeded, KeyRefused):
-                raise  # no other route changes that, now or in another run
-            except CallError as error:
-                failure = error
-                if not error.try_next_route:
+                return await self._ask(story, route, patience_s)
+            except LaneHeldUp as reason:
+                error, held_up = reason, held_up or route
+            except (LaneParked, ModelUnavailable, KeyRefused) as reason:
+                error = parked = self._closed(route, reason)
+            except DeadlineExceeded:
+                raise  # no other route changes that
+            except CallError as reason:
+                error = failure = reason
+                if not reason.try_next_route:
                     break
+        if held_up is not None:
+            try:
+                return await self._ask(story, held_up, math.inf)
+            except (LaneParked, ModelUnavailable, KeyRefused) as reason:
+                parked = self._closed(held_up, reason)
         if parked is not None:
             raise parked  # a failure elsewhere is no reason to give up while this route may come back
         assert failure is not None  # a job names at least one model
         raise failure
 
-    async def _ask(self, story: Story, route: Route) -> Reply:
+    def _closed(self, route: Route, reason: LaneParked | ModelUnavailable | KeyRefused) -> LaneParked:
+        """Close what `reason` says is gone for this run: the model's lane, or all lanes of its account."""
+        if isinstance(reason, LaneParked):
+            return reason
+        if isinstance(reason, KeyRefused):
+            self._routing.refused(route.account.owner, f"{route.provider.name} refused the key: {reason}")
+        else:
+            route.lane.park(f"{route.model}: closed for this run, {reason}")
+        return LaneParked(str(reason))
+
+    def _tell_fallback(self, story: Story, route: Route, error: BatcherError | None) -> None:
+        if route.model not in (story.job.model, story.model):
+            self._emit(
+                FallbackTaken(
+                    job_id=story.job.id, wanted=story.job.model, taken=route.model, reason=str(error or "")
+                )
+            )
+
+    async def _ask(self, story: Story, route: Route, patience_s: float) -> Reply:
         job = story.job
-        body = job.body if route.model == job.model else with_model(job.body, route.model)
+        body = job.body if route.model == job.model else with_member(job.body, "model", route.model)
+        if route.account.tier:
+            body = with_member(body, "service_tier", route.account.tier, replace=False)
         request = Request(endpoint=job.endpoint, model=route.model, body=body)
         try:
-            return await self._call(story, request, route)
+            return await self._call(story, request, route, patience_s)
+        except CapacityExceeded as error:
+            if route.account.overflow:
+                raise  # the account's other tier takes it
+            return await self._call_again(story, request, route, patience_s, error)
         except (Retryable, Requeue) as error:
-            return await self._call_again(story, request, route, error)
+            return await self._call_again(story, request, route, patience_s, error)
 
-    async def _call_again(self, story: Story, request: Request, route: Route, first: CallError) -> Reply:
+    async def _call_again(
+        self, story: Story, request: Request, route: Route, patience_s: float, first: CallError
+    ) -> Reply:
         """Go on after a first failure; tenacity costs too much to be entered for every call."""
         began_at = story.began_at
         tally = Tally(self._retry, others_succeed=lambda: route.lane.last_success_at >= began_at)
-        pending: list[CallError] = [first]
+        last: CallError | None = None
 
         async def call() -> Reply:
-            if pending:
-                raise pending.pop()
-            return await self._call(story, request, route)
+            nonlocal last
+            if last is None:
+                last = first
+                raise first
+            try:
+                return await self._call(story, request, route, patience_s)
+            except CallError as error:
+                last = error
+                raise
 
-        sleep = partial(self._routing.backoff, story.job, route)
+        async def sleep(seconds: float) -> None:
+            counted = last is not None and last.counted
+            await self._routing.backoff(story.job, route, seconds, counted=counted)
+
         again = retrying(tally, sleep=sleep, random=random.random)
         return await again(call)
 
-    async def _call(self, story: Story, request: Request, route: Route) -> Reply:
+    async def _call(self, story: Story, request: Request, route: Route, patience_s: float) -> Reply:
         if monotonic() >= story.deadline_at:
             raise deadline_exceeded(story.job)
-        reply = await self._attempts.attempt(story, request, route)
+        reply = await self._attempts.attempt(story, request, route, patience_s=patience_s)
         if story.job.schema is not None and (wrong := _misses_schema(story.job, reply)):
             raise BadGeneration(
                 wrong,

@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable
 
 from batcher.clock import monotonic, utcnow
-from batcher.errors import BatcherError, CallError, KeyRefused, LaneParked
+from batcher.errors import BatcherError, CallError, LaneParked
 from batcher.events import Emit, JobStarted
 from batcher.execution.attempt import Story
 from batcher.execution.complete import Completer, deadline_exceeded
@@ -26,13 +25,11 @@ class Executor:
         emit: Emit,
         *,
         provider: str,
-        on_key_refused: Callable[[KeyRefused], None],
     ) -> None:
         self._completer = completer
         self._pricing = pricing
         self._emit = emit
         self._provider = provider
-        self._on_key_refused = on_key_refused
         self._run_began_at = monotonic()
 
     async def execute(self, job: Job) -> Result | None:
@@ -48,9 +45,6 @@ class Executor:
         try:
             answer = await self._answer(story)
         except LaneParked:
-            return None
-        except KeyRefused as error:
-            self._on_key_refused(error)
             return None
         except CallError as error:
             answer = _failure(error)

@@ -24,6 +24,9 @@ OVERTAKEN_S = 10.0
 OVERTAKERS = 8
 """How many behind the first are looked at."""
 
+ROUNDING_S = 1e-6
+"""Patience is over so much earlier, lest a timer ends before it and is set again and again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
@@ -63,6 +66,7 @@ class Lane:
         breaker: when the route counts as failing.
         emit: who is told what changes.
         host: the circuit of the address, shared by all lanes that talk to it; None for one of its own.
+        model: what is asked for; the route's name if "".
     """
 
     def __init__(
@@ -74,8 +78,10 @@ class Lane:
         breaker: BreakerPolicy,
         emit: Emit,
         host: HostCircuit | None = None,
+        model: str = "",
     ) -> None:
         self.route = route
+        self.model = model or route
         self.in_flight = 0
         self.last_success_at = -math.inf
         self._limits = limits
@@ -163,8 +169,6 @@ class Lane:
             raise _too_large(misfit)
         waiter = self._waiters.add(priority, since, demand, patience_s)
         self._assign()
-        if patience_s < math.inf:
-            self._send_away()
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -247,8 +251,11 @@ class Lane:
                 continue
             waiter, free_at = self._next(first, now)
             if free_at > now:
-                if free_at < math.inf:
-                    self._timer = asyncio.get_running_loop().call_at(free_at, self._assign)
+                look_at = min(free_at, self._send_away(now))
+                if first.future.done():
+                    continue
+                if look_at < math.inf:
+                    self._timer = asyncio.get_running_loop().call_at(look_at, self._assign)
                 return
             self._waiters.remove(waiter)
             waiter.future.set_result(self._grant(waiter.demand, now))
@@ -302,7 +309,6 @@ class Lane:
         self._circuit.settle(permit.ticket, outcome, now, wait_s=wait_s)
         self._host.settle(permit.host_ticket, lesson.host, now, wait_s=wait_s)
         self._park_if_hopeless(lesson, now)
-        self._send_away()
         self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
         self._slots.give_back()
         self._backoffs.look_again()
@@ -319,13 +325,14 @@ class Lane:
     def _fails_for_s(self, now: float) -> float:
         return max(self._circuit.fails_for_s(now), self._host.fails_for_s(now))
 
-    def _send_away(self) -> None:
-        """Let those go elsewhere for whom the lane is shut for too long."""
-        if not self._waiters or (held_up_s := self.held_up_s(monotonic())) <= 0:
-            return
-        for waiter in self._waiters:
-            if waiter.patience_s < held_up_s:
-                self._turn_down(waiter, LaneHeldUp(f"{self.route} is held up for {held_up_s:.0f} s"))
+    def _send_away(self, now: float) -> float:
+        """Let those go elsewhere for whom the lane is shut for too long; return when others may follow."""
+        if not (held_up_s := self.held_up_s(now)):
+            return math.inf
+        leaving, patience_s = self._waiters.impatient(held_up_s + ROUNDING_S)
+        for waiter in leaving:
+            self._turn_down(waiter, LaneHeldUp(f"{self.route} is held up for {held_up_s:.0f} s"))
+        return now - self._fails_for_s(now) + patience_s
 
     def _turn_down(self, waiter: Waiter[Permit], error: LaneHeldUp | LaneParked | TooLarge) -> None:
         self._waiters.remove(waiter)

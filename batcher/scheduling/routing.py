@@ -1,81 +1,180 @@
-"""From a model's name to the lane and the provider that serve it."""
+"""From a model's name to the lanes and the providers that serve it."""
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from batcher.clock import monotonic
 from batcher.providers.base import Provider
 from batcher.scheduling.lane import Lane
 from batcher.types import Job
 
+PATIENCE_S = 1.0
+"""A lane that is shut for longer is left, if another account can serve the same model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Account:
+    """An account at a provider, or one of its service tiers: the owner of a quota.
+
+    Attributes:
+        provider: who is called.
+        owner: whose keys are used.
+        tier: the service tier that requests are sent with, "" for none.
+        overflow: only for what the account's other tier has no room for.
+        weight: how large a share it takes while others have room, too (> 0).
+        fingerprint: tells accounts apart over all runs, without telling the key.
+    """
+
+    provider: Provider
+    owner: str = ""
+    tier: str = ""
+    overflow: bool = False
+    weight: float = 1.0
+    fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The owner, and the tier where it has a quota of its own."""
+        return f"{self.owner} {self.tier}".strip() if self.overflow else self.owner
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """One way to an answer: a model at a provider, behind its lane."""
+    """One way to an answer: a model at an account, behind its lane."""
 
     model: str
-    provider: Provider
+    account: Account
     lane: Lane
+
+    @property
+    def provider(self) -> Provider:
+        """Who is called."""
+        return self.account.provider
 
 
 class Routing:
     """The routes of a run, each made when its model is first asked for.
 
+    Args:
+        accounts: who answers, in order of preference where all else is equal.
+        make_lane: makes the lane of a model at an account.
+        fallback_after_s: how long a model may be shut before its jobs go on to their fallbacks.
+        on_all_refused: told why, once the keys of all accounts have been refused.
+
     Attributes:
         asleep: for each model asked for, how many of its jobs sleep between two attempts, on whatever route.
     """
 
-    def __init__(self, provider: Provider, make_lane: Callable[[str], Lane]) -> None:
-        self._provider = provider
+    def __init__(
+        self,
+        accounts: Sequence[Account],
+        make_lane: Callable[[str, Account], Lane],
+        *,
+        fallback_after_s: float = 30.0,
+        on_all_refused: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._accounts = tuple(accounts)
         self._make_lane = make_lane
-        self._routes: dict[str, Route] = {}
+        self._fallback_after_s = fallback_after_s
+        self._on_all_refused = on_all_refused
+        self._routes: dict[str, tuple[Route, ...]] = {}
+        self._refused: dict[str, str] = {}  # owner -> why
         self._parked = ""
         self.asleep: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Routing {list(self._routes)}>"
+        return f"<Routing {list(self._routes)} at {[account.name for account in self._accounts]}>"
 
     @property
     def parked(self) -> bool:
         """Whether no route lets anything more through in this run."""
         return bool(self._parked)
 
-    def route(self, model: str) -> Route:
-        """Return the route to `model`."""
-        route = self._routes.get(model)
-        if route is None:
-            route = self._routes[model] = Route(model, self._provider, self._make_lane(model))
-            if self._parked:
-                route.lane.park(self._parked)
-        return route
+    def routes(self, model: str) -> tuple[Route, ...]:
+        """Return the routes to `model`, one for each account."""
+        routes = self._routes.get(model)
+        if routes is None:
+            routes = tuple(
+                Route(model, account, self._make_lane(model, account)) for account in self._accounts
+            )
+            self._routes[model] = routes
+            for route in routes:
+                if reason := self._parked or self._refused.get(route.account.owner):
+                    route.lane.park(reason)
+        return routes
 
-    def candidates(self, job: Job) -> Iterator[Route]:
-        """Yield the routes that may answer `job`: the model asked for, then its fallbacks, each once."""
-        for model in dict.fromkeys((job.model, *job.fallback)):
-            yield self.route(model)
+    def candidates(self, job: Job) -> Iterator[tuple[Route, float]]:
+        """Yield the routes that may answer `job`, each once, and for how long its lane may be shut (seconds).
+
+        The model asked for comes first, then the fallbacks. Where several accounts serve a model, the one
+        with the most room comes first: nobody waits there or, by weight, the fewest do.
+        """
+        models = list(dict.fromkeys((job.model, *job.fallback)))
+        for model in models:
+            left = list(self.routes(model))
+            while left:
+                route = left[0] if len(left) == 1 else min(left, key=_crowding)
+                left.remove(route)
+                last_model = model == models[-1]
+                yield route, PATIENCE_S if left else math.inf if last_model else self._fallback_after_s
 
     def has_open(self, job: Job) -> bool:
         """Return whether a route is left that may answer `job` in this run."""
-        return any(route.lane.parked is None for route in self.candidates(job))
+        models = (job.model, *job.fallback)
+        return any(route.lane.parked is None for model in models for route in self.routes(model))
 
-    async def backoff(self, job: Job, route: Route, seconds: float) -> None:
+    async def backoff(self, job: Job, route: Route, seconds: float, *, counted: bool = False) -> None:
         """Sleep between two attempts at `job` on `route`; parking its lane ends the sleep.
+
+        Args:
+            job: that is to be tried again.
+            route: where.
+            seconds: how long (>= 0).
+            counted: the failed attempt counted, so that the lane's retry budget bounds the retry.
 
         Raises:
             LaneParked: the route lets nothing more through in this run.
         """
         self.asleep[job.model] += 1
         try:
-            await route.lane.backoff(seconds)
+            await route.lane.backoff(seconds, counted=counted)
         finally:
             self.asleep[job.model] -= 1
 
-    def lanes(self) -> list[Lane]:
-        """Return the lanes that exist so far."""
-        return [route.lane for route in self._routes.values()]
+    def lanes(self, account: Account | None = None) -> list[Lane]:
+        """Return the lanes that exist so far: all, or those of one account."""
+        routes = (route for routes in self._routes.values() for route in routes)
+        return [route.lane for route in routes if account is None or route.account is account]
 
     def park(self, reason: str) -> None:
         """Let nothing more through on any route, those not yet made included; calls in flight go on."""
         self._parked = reason
         for lane in self.lanes():
             lane.park(reason)
+
+    def refused(self, owner: str, reason: str) -> None:
+        """Let nothing more through for the owner of keys none of which is left."""
+        if owner in self._refused:
+            return
+        self._refused[owner] = reason
+        for account in self._accounts:
+            if account.owner == owner:
+                for lane in self.lanes(account):
+                    lane.park(reason)
+        if all(account.owner in self._refused for account in self._accounts):
+            self._on_all_refused(reason)
+
+
+def _crowding(route: Route) -> tuple[bool, bool, float, bool, float]:
+    """Order routes by how little room they have."""
+    lane, weight = route.lane, route.account.weight
+    shut = lane.held_up_s(monotonic()) > PATIENCE_S
+    return (
+        lane.parked is not None,
+        shut,
+        lane.waiting / weight,
+        route.account.overflow,
+        (lane.in_flight + 1) / weight,
+    )

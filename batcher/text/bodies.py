@@ -6,8 +6,17 @@ import orjson
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def with_model(body: bytes, model: str) -> bytes:
-    """Return the JSON object `body` asking `model`, every other member as it was written."""
-    members = {name: bytes(value) for name, value in _members.decode(body).items()}
-    members["model"] = orjson.dumps(model)
-    return b"{" + b",".join(orjson.dumps(name) + b":" + value for name, value in members.items()) + b"}"
+def with_member(body: bytes, name: str, value: str, *, replace: bool = True) -> bytes:
+    """Return the JSON object `body` with a string member set, every other member as it was written.
+
+    Args:
+        body: a JSON object.
+        name: of the member.
+        value: its text.
+        replace: set it also where the body has it already.
+    """
+    members = {key: bytes(raw) for key, raw in _members.decode(body).items()}
+    if name in members and not replace:
+        return body
+    members[name] = orjson.dumps(value)
+    return b"{" + b",".join(orjson.dumps(key) + b":" + raw for key, raw in members.items()) + b"}"

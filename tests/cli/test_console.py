@@ -13,14 +13,14 @@ import pytest
 
 from batcher.cli.console import Console, log_to_stderr
 from batcher.clock import monotonic
-from batcher.events import CircuitChanged, LaneChanged
+from batcher.events import CircuitChanged, FallbackTaken, KeyDisabled, LaneChanged
 from batcher.limits.breaker import BreakerPolicy
 from batcher.observe.stats import Stats
 from batcher.providers.simulator.memory import MemoryProvider
 from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.settings import SimulatorSettings
 from batcher.scheduling.lane import Lane, LaneLimits
-from batcher.scheduling.routing import Routing
+from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 
 EVIL = "\x1b]0;title\x07\u202e"
@@ -41,10 +41,10 @@ def routing() -> Routing:
     """The lanes of a run on the simulator."""
     simulation = Simulation(SimulatorSettings(), now=monotonic())
 
-    def make_lane(model: str) -> Lane:
+    def make_lane(model: str, account: Account) -> Lane:
         return Lane(model, LaneLimits(), slots=RunSlots(1), breaker=BreakerPolicy(), emit=lambda event: None)
 
-    return Routing(MemoryProvider(simulation), make_lane)
+    return Routing([Account(provider=MemoryProvider(simulation))], make_lane)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ async def test_without_a_terminal_there_is_a_line_a_minute(capsys: pytest.Captur
     stats, lanes = Stats(), routing()
     async with Console(quiet=False) as console:
         console.running(stats, lanes, 1200)
-        lanes.route("m").lane.park("m: closed")
+        lanes.routes("m")[0].lane.park("m: closed")
         await asyncio.sleep(0.5)
         for _ in range(150):
             stats.succeeded += 5
@@ -118,13 +118,23 @@ async def test_there_is_nothing_to_show(capsys: pytest.CaptureFixture[str], quie
     assert capsys.readouterr().err == ""
 
 
-def test_lanes_are_told_in_the_log(root_log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lanes_keys_and_models_are_told_in_the_log(
+    root_log: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     log_to_stderr("info")
     console = Console(quiet=True)
     console.event(LaneChanged(route="m", message="m: pauses"))
     console.event(CircuitChanged(route="m", state="open", message="m: fails\nand more"))
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" INFO ")[1] for line in lines] == ["m: pauses", "m: fails\\nand more"]
+    for _ in range(3):
+        console.event(FallbackTaken(job_id="j", wanted="m", taken="n", reason="it is gone"))
+    console.event(KeyDisabled(account="main", message="K1 is dead"))
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert last.endswith(" WARNING K1 is dead")
+    assert [line.split(" INFO ")[1] for line in lines] == [
+        "m: pauses",
+        "m: fails\\nand more",
+        "m: jobs go on with n: it is gone",
+    ]
 
 
 def test_the_log_of_foreign_packages_stays_quiet(

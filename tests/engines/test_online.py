@@ -32,6 +32,7 @@ from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.settings import SimulatorSettings
 from batcher.results import ResultWriter, open_output, stream_to
 from batcher.scheduling.queue import JobQueue
+from batcher.scheduling.routing import Account
 from batcher.types import Job, Result, output_paths
 from batcher.wiring import build_run
 
@@ -84,7 +85,7 @@ class Rig:
         )
         self.run, self.routing = build_run(
             settings=Settings(concurrency=concurrency, **options),
-            provider=MemoryProvider(self.simulation),
+            accounts=[Account(provider=MemoryProvider(self.simulation))],
             queue=self.queue,
             writer=self.writer,
             journal=self._journal,

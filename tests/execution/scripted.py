@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from batcher.clock import monotonic
-from batcher.errors import KeyRefused
 from batcher.events import AttemptFinished, Event
 from batcher.execution.attempt import Attempts, CallLog
 from batcher.execution.complete import Completer
@@ -15,7 +14,7 @@ from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.pricing import FREE, Price, Pricing
 from batcher.scheduling.lane import Lane, LaneLimits
-from batcher.scheduling.routing import Routing
+from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Job, ModelInfo, Reply, Request, Usage
 
@@ -115,28 +114,28 @@ class Run:
     ) -> None:
         self.log: list[tuple[str, ...]] = []
         self.events: list[Event] = []
-        self.refused: list[KeyRefused] = []
+        self.refused: list[str] = []
         self.slots = RunSlots(8)
         self.provider = ScriptedProvider(scripts, self.log, latency_s)
         self.routing = Routing(
-            self.provider,
-            lambda model: Lane(
+            [Account(provider=self.provider)],
+            lambda model, account: Lane(
                 model,
                 limits(model),
                 slots=self.slots,
                 breaker=BreakerPolicy(),
                 emit=self.events.append,
             ),
+            on_all_refused=self.refused.append,
         )
         journal = journal or RememberingJournal(self.log)
         self.attempts = Attempts(journal, self.events.append, timeout_s=timeout_s)
-        self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy())
+        self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy(), self.events.append)
         self.executor = Executor(
             self.completer,
             Pricing("scripted", PRICES, default=FREE),
             self.events.append,
             provider="scripted",
-            on_key_refused=self.refused.append,
         )
 
     @property

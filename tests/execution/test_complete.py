@@ -83,7 +83,6 @@ async def test_what_a_retry_cures(script: Sequence[Answer], attempts: int) -> No
         pytest.param(BROKEN, False, 20, id="twenty while nobody does"),
         pytest.param(BAD, True, 1, id="a bad request once"),
         pytest.param(LARGE, True, 1, id="a request too large once"),
-        pytest.param(DEAD_KEY, True, 1, id="a dead key once"),
     ],
 )
 async def test_what_fails_in_the_end(error: CallError, others_succeed: bool, calls: int) -> None:
@@ -97,6 +96,15 @@ async def test_what_fails_in_the_end(error: CallError, others_succeed: bool, cal
     assert raised.value is error
     assert len(run.provider.calls) == calls + others_succeed
     await asyncio.wait({other})
+
+
+async def test_a_dead_key_closes_the_accounts_lanes_and_blames_no_job() -> None:
+    run = Run({"m": [DEAD_KEY], "n": [YES]})
+    for model in ("m", "n"):
+        with pytest.raises(LaneParked, match="unknown key"):
+            await complete(run, job(model=model))
+    assert run.models_called == ["m"]
+    assert run.refused == ["scripted refused the key: unknown key"]
 
 
 async def test_a_server_error_that_asks_for_hours_gets_five_minutes() -> None:
@@ -162,7 +170,7 @@ async def test_without_a_fallback_what_the_limit_can_never_let_through_fails_at_
         pytest.param({"m": [LONG], "n": [BAD]}, LaneParked, id="the first pauses for hours"),
         pytest.param({"m": [LONG], "n": [BROKEN]}, LaneParked, id="the second fails for all its attempts"),
         pytest.param({"m": [LARGE], "n": [BAD]}, InvalidRequest, id="both refuse it for good"),
-        pytest.param({"m": [LONG], "n": [DEAD_KEY]}, KeyRefused, id="the key is dead for all"),
+        pytest.param({"m": [LONG], "n": [DEAD_KEY]}, LaneParked, id="the key is dead for all"),
         pytest.param({"m": [LONG], "n": [LATE]}, DeadlineExceeded, id="its own time is over"),
     ],
 )
@@ -180,7 +188,7 @@ async def test_a_retired_model_closes_its_lane_for_all() -> None:
         with pytest.raises(LaneParked, match="retired"):
             await complete(run, job())
     assert run.models_called == ["m"]
-    assert str(run.routing.route("m").lane.parked) == "m: closed for this run, retired"
+    assert str(run.routing.routes("m")[0].lane.parked) == "m: closed for this run, retired"
 
 
 async def test_a_job_that_waits_between_attempts_leaves_when_its_lane_parks() -> None:

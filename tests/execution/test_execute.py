@@ -146,7 +146,7 @@ async def test_a_refused_key_leaves_the_job_pending() -> None:
     error = KeyRefused("unknown key", code="http_401", status=401)
     run = Run({"m": [error]})
     assert await run.executor.execute(job()) is None
-    assert run.refused == [error]
+    assert run.refused == ["scripted refused the key: unknown key"]
 
 
 def parked(run: Run) -> None:
@@ -218,7 +218,7 @@ async def test_a_cancelled_job_ends_at_once_and_holds_nothing(
     await asyncio.wait({task})
     assert task.cancelled()
     assert monotonic() == cancel_after_s
-    lane = run.routing.route("m").lane
+    lane = run.routing.routes("m")[0].lane
     assert (run.slots.taken, lane.in_flight, lane.waiting) == (0, 0, 0)
 
 
@@ -238,4 +238,4 @@ async def test_jobs_of_all_fates_at_once_end_each_in_its_own() -> None:
     # The second call of `recovers` and all later ones succeed: its script is shared by its 25 jobs.
     assert fates == {"answers": {True}, "recovers": {True}, "refuses": {False}, "gone": {None}}
     assert run.slots.taken == 0
-    assert isinstance(run.routing.route("gone").lane.parked, LaneParked)
+    assert isinstance(run.routing.routes("gone")[0].lane.parked, LaneParked)

@@ -6,7 +6,7 @@ from lane_kit import make_lane, settled
 
 from batcher.errors import LaneParked
 from batcher.scheduling.lane import Lane
-from batcher.scheduling.routing import Routing
+from batcher.scheduling.routing import Account, Route, Routing
 from batcher.types import Job, ModelInfo, Reply, Request
 
 
@@ -29,11 +29,16 @@ def make_routing() -> tuple[Routing, list[str]]:
     """Return a routing, and the models that it has made lanes for."""
     made: list[str] = []
 
-    def make(model: str) -> Lane:
+    def make(model: str, account: Account) -> Lane:
         made.append(model)
         return make_lane(route=model)
 
-    return Routing(Unused(), make), made
+    return Routing([Account(provider=Unused())], make), made
+
+
+def only(routing: Routing, model: str) -> Route:
+    [route] = routing.routes(model)
+    return route
 
 
 def job(model: str, *fallback: str) -> Job:
@@ -50,21 +55,21 @@ def job(model: str, *fallback: str) -> Job:
 
 async def test_a_route_is_made_once() -> None:
     routing, made = make_routing()
-    assert routing.route("a") is routing.route("a")
-    assert routing.route("b").lane is not routing.route("a").lane
+    assert only(routing, "a") is only(routing, "a")
+    assert only(routing, "b").lane is not only(routing, "a").lane
     assert made == ["a", "b"]
     assert [lane.route for lane in routing.lanes()] == ["a", "b"]
-    assert repr(routing) == "<Routing ['a', 'b']>"
+    assert repr(routing) == "<Routing ['a', 'b'] at ['']>"
 
 
 async def test_a_jobs_routes_come_in_its_order_each_once() -> None:
     routing, _ = make_routing()
-    assert [route.model for route in routing.candidates(job("a", "b", "a", "c", "b"))] == ["a", "b", "c"]
+    assert [route.model for route, _ in routing.candidates(job("a", "b", "a", "c", "b"))] == ["a", "b", "c"]
 
 
 async def test_a_fallback_that_is_not_needed_has_no_lane() -> None:
     routing, made = make_routing()
-    assert next(routing.candidates(job("a", "b"))).model == "a"
+    assert next(routing.candidates(job("a", "b")))[0].model == "a"
     assert made == ["a"]
 
 
@@ -72,10 +77,10 @@ async def test_a_job_is_startable_as_long_as_one_of_its_routes_is_open() -> None
     routing, _ = make_routing()
     asked = job("a", "b")
     assert routing.has_open(asked)
-    routing.route("a").lane.park("closed")
+    only(routing, "a").lane.park("closed")
     assert routing.has_open(asked)
     assert not routing.has_open(job("a"))
-    routing.route("b").lane.park("closed")
+    only(routing, "b").lane.park("closed")
     assert not routing.has_open(asked)
     assert not routing.parked
 
@@ -83,13 +88,13 @@ async def test_a_job_is_startable_as_long_as_one_of_its_routes_is_open() -> None
 async def test_a_job_that_sleeps_counts_for_the_model_that_it_asked_for() -> None:
     routing, _ = make_routing()
     asked = job("a", "b")
-    sleeps = [asyncio.create_task(routing.backoff(asked, routing.route("b"), 60.0)) for _ in range(3)]
+    sleeps = [asyncio.create_task(routing.backoff(asked, only(routing, "b"), 60.0)) for _ in range(3)]
     await settled()
     assert (routing.asleep["a"], routing.asleep["b"]) == (3, 0)
     sleeps[0].cancel()
     await settled()
     assert routing.asleep["a"] == 2
-    routing.route("b").lane.park("closed")
+    only(routing, "b").lane.park("closed")
     ended = await asyncio.gather(*sleeps[1:], return_exceptions=True)
     assert [type(error) for error in ended] == [LaneParked] * 2
     assert routing.asleep["a"] == 0
@@ -97,11 +102,11 @@ async def test_a_job_that_sleeps_counts_for_the_model_that_it_asked_for() -> Non
 
 async def test_parking_closes_the_routes_that_are_and_those_to_come() -> None:
     routing, _ = make_routing()
-    early = routing.route("a")
+    early = only(routing, "a")
     assert not routing.parked
     routing.park("stopped")
     assert routing.parked
-    late = routing.route("b")
+    late = only(routing, "b")
     for route in (early, late):
         assert isinstance(route.lane.parked, LaneParked)
         assert str(route.lane.parked) == "stopped"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.text.bodies import with_model
+from batcher.text.bodies import with_member
 
 json_values = st.recursive(
     st.none()
@@ -23,7 +23,7 @@ json_values = st.recursive(
     model=st.text(st.characters(exclude_categories=["Cs"])),
 )
 def test_only_the_model_is_exchanged(body: dict[str, object], model: str) -> None:
-    assert orjson.loads(with_model(orjson.dumps(body), model)) == {**body, "model": model}
+    assert orjson.loads(with_member(orjson.dumps(body), "model", model)) == {**body, "model": model}
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,9 @@ def test_only_the_model_is_exchanged(body: dict[str, object], model: str) -> Non
     ],
 )
 def test_what_stands_in_the_body_stays_as_written(body: bytes, changed: bytes) -> None:
-    assert with_model(body, "b") == changed
+    assert with_member(body, "model", "b") == changed
+
+
+def test_a_member_that_stands_there_may_be_left_alone() -> None:
+    assert with_member(b'{"model": "a"}', "model", "b", replace=False) == b'{"model": "a"}'
+    assert with_member(b'{"x": 1}', "service_tier", "flex", replace=False) == b'{"x":1,"service_tier":"flex"}'

@@ -56,8 +56,8 @@ class KeyRing:
         return True
 
 
-class Account:
-    """One owner of a quota, with one or more keys.
+class RotatingKeys:
+    """One account with one or more keys.
 
     Args:
         account: its name in messages and events.
@@ -79,7 +79,7 @@ class Account:
 
     def __repr__(self) -> str:
         labels = [label for label, _ in self._keys]
-        return f"<Account {self._account!r} {labels} {self._ring!r}>"
+        return f"<RotatingKeys {self._account!r} {labels} {self._ring!r}>"
 
     @property
     def name(self) -> str:

@@ -11,9 +11,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from batcher.errors import CallError, InvalidRequest, KeyDoubted, KeyRefused
 from batcher.events import Event, KeyDisabled
-from batcher.providers.account import DOUBT_S, Account, KeyRing
 from batcher.providers.keys import Secret
 from batcher.providers.openai_compatible import OpenAICompatible
+from batcher.providers.rotating_keys import DOUBT_S, KeyRing, RotatingKeys
 from batcher.providers.simulator.server import start_embedded
 from batcher.providers.simulator.settings import SimulatorSettings
 from batcher.providers.transport import Pool, PoolSettings
@@ -69,7 +69,7 @@ class Rig:
     def __init__(self, *keys: OneKey) -> None:
         self.keys = keys
         self.events: list[Event] = []
-        self.account = Account(
+        self.account = RotatingKeys(
             "main", [(f"K{number}", key) for number, key in enumerate(keys)], self.events.append
         )
 
@@ -257,10 +257,10 @@ async def test_all_are_closed_even_if_one_fails_to() -> None:
 
 def test_an_account_has_a_key_and_its_providers_name() -> None:
     with pytest.raises(ValueError, match="one key at least"):
-        Account("main", [], lambda event: None)
+        RotatingKeys("main", [], lambda event: None)
     rig = Rig(OneKey(), OneKey())
     assert rig.account.name == "scripted"
-    assert repr(rig.account) == "<Account 'main' ['K0', 'K1'] <KeyRing live=[0, 1] doubted=[]>>"
+    assert repr(rig.account) == "<RotatingKeys 'main' ['K0', 'K1'] <KeyRing live=[0, 1] doubted=[]>>"
 
 
 @pytest.mark.real_loop
@@ -273,7 +273,7 @@ async def test_over_http_the_good_keys_do_all_the_work_and_no_key_is_shown() -> 
             (f"KEY_{number}", OpenAICompatible(pool, server.url + "/v1", Secret(key), name="mine"))
             for number, key in enumerate([good[0], bad, good[1]])
         ]
-        account = Account("main", keys, events.append)
+        account = RotatingKeys("main", keys, events.append)
 
         async def answered() -> int:
             for doubts in range(5):
