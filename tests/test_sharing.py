@@ -271,26 +271,25 @@ async def test_a_new_lane_is_told_a_level_that_a_day_forgets(
     assert levels == [100, pytest.approx(51, abs=1), pytest.approx(1, abs=1)]
 
 
-@pytest.mark.parametrize(
-    ("event", "counted"),
-    [
-        (finished(), (1, 10)),
-        (finished(tokens=None), (1, 0)),
-        (finished(cached=4), (1, 10)),
-        (finished(tokens=None, outcome=Outcome.FAILED, status=0), (1, 0)),
-        (finished(tokens=None, outcome=Outcome.FAILED, status=503), (1, 0)),
-        (finished(tokens=None, outcome=Outcome.IGNORED, status=400), (1, 0)),
-        (finished(tokens=None, outcome=Outcome.FAILED, status=0, sent=False), (0, 0)),
-        (finished(tokens=None, outcome=Outcome.OVERLOADED, status=200), (0, 0)),
-        *(
-            (finished(tokens=None, outcome=Outcome.IGNORED, status=status), (0, 0))
-            for status in (401, 402, 403, 404, 413, 429, 498)
-        ),
-        (finished(account="another"), (0, 0)),
-        (LaneChanged(route=MODEL, message="paused"), (0, 0)),
-    ],
-    ids=repr,
-)
+EVENTS: dict[str, tuple[Event, tuple[int, int]]] = {
+    "answer": (finished(), (1, 10)),
+    "answer without usage": (finished(tokens=None), (1, 0)),
+    "answer from the cache": (finished(cached=4), (1, 10)),
+    "broken off": (finished(tokens=None, outcome=Outcome.FAILED, status=0), (1, 0)),
+    "server error": (finished(tokens=None, outcome=Outcome.FAILED, status=503), (1, 0)),
+    "bad request": (finished(tokens=None, outcome=Outcome.IGNORED, status=400), (1, 0)),
+    "never sent": (finished(tokens=None, outcome=Outcome.FAILED, status=0, sent=False), (0, 0)),
+    "overloaded": (finished(tokens=None, outcome=Outcome.OVERLOADED, status=200), (0, 0)),
+    **{
+        str(status): (finished(tokens=None, outcome=Outcome.IGNORED, status=status), (0, 0))
+        for status in (401, 402, 403, 404, 413, 429, 498)
+    },
+    "another account": (finished(account="another"), (0, 0)),
+    "no call": (LaneChanged(route=MODEL, message="paused"), (0, 0)),
+}
+
+
+@pytest.mark.parametrize(("event", "counted"), EVENTS.values(), ids=EVENTS)
 async def test_what_counts_is_what_was_let_in(
     joined: Callable[..., Run], event: Event, counted: tuple[int, int]
 ) -> None:

@@ -81,6 +81,16 @@ def test_growth_is_never_negative_nor_more_than_what_came(
     assert added(before, merged(before, {}, then), now) == {}
 
 
+@given(before=books, more=books, now=slots)
+def test_growth_is_all_that_came_and_still_counts(before: Counts, more: Counts, now: int) -> None:
+    totals = {
+        model: tuple(map(sum, zip(*slots.values(), strict=True)))
+        for model, slots in merged(more, {}, now).items()
+    }
+    expected = {model: total for model, total in totals.items() if any(total)}
+    assert added(before, merged(before, more, now), now) == expected
+
+
 @given(
     spends=st.lists(st.tuples(st.integers(0, int(DAY_S) - 1), st.integers(0, 1000)), max_size=30),
     limit=st.integers(1, 10_000),
