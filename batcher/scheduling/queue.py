@@ -4,12 +4,22 @@ from batcher.jobs.index import JobIndex
 
 
 class JobQueue:
-    """Hands out the rows of an index, at most `limit` of them (None: all)."""
+    """Hands out the rows of an index, and counts how many of them may still be started.
+
+    Args:
+        index: the rows.
+        limit: at most so many jobs are started (None: all).
+    """
 
     def __init__(self, index: JobIndex, *, limit: int | None = None) -> None:
         self._index = index
-        self._left = index.queued if limit is None else min(limit, index.queued)
+        self._rows = index.queued
+        self._left = self._rows if limit is None else min(limit, self._rows)
+        self.models = index.models
         self.read = index.read
+        self.prefix_group = index.prefix_group
+        self.has_fallback = index.has_fallback
+        self.next_priority = index.next_priority
 
     def __repr__(self) -> str:
         return f"<JobQueue {self._left} left>"
@@ -17,23 +27,28 @@ class JobQueue:
     def __len__(self) -> int:
         return self._left
 
-    def urgency(self) -> list[tuple[str, int]]:
-        """Return each model that jobs wait for, with the priority of its next one."""
-        priorities = ((model, self.next_priority(model)) for model in self._index.models)
-        return [(model, priority) for model, priority in priorities if priority is not None]
-
-    def next_priority(self, model: str) -> int | None:
-        """Return the priority of the next job of a model, None if there is none."""
-        return self._index.next_priority(model) if self._left else None
-
     def take(self, model: str, most: int) -> list[int]:
-        """Take the next batch for a model: up to `most` rows of one priority, in the order of the file."""
+        """Take the next batch for a model: up to `most` rows of one priority, in the order of the index."""
+        index = self._index
         batch: list[int] = []
-        priority = self._index.next_priority(model)
-        while self._left and len(batch) < most and self._index.next_priority(model) == priority:
-            row = self._index.pop(model)
+        priority = index.next_priority(model)
+        while len(batch) < most and index.next_priority(model) == priority:
+            row = index.pop(model)
             if row is None:
                 break
             batch.append(row)
-            self._left -= 1
         return batch
+
+    def drop_rest(self, model: str) -> None:
+        """Drop the rows of a model that have not been taken, unread."""
+        self.count_dropped(self._index.drop(model))
+
+    def count_started(self) -> None:
+        """Take note that a job was started."""
+        self._left -= 1
+        self._rows -= 1
+
+    def count_dropped(self, rows: int) -> None:
+        """Take note that rows will not be started in this run: their jobs stay pending."""
+        self._rows -= rows
+        self._left = min(self._left, self._rows)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import orjson
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,24 +17,35 @@ from batcher.scheduling.queue import JobQueue
 from batcher.types import Job
 
 Listed = list[tuple[str, int]]  # model and priority of each line
+DEFAULTS = LineDefaults()
 
 
 @contextmanager
 def queue_of(
-    listed: Listed, limit: int | None = None, *, fallback: Mapping[int, str] | None = None
+    listed: Listed,
+    limit: int | None = None,
+    *,
+    fallback: Mapping[int, str] | None = None,
+    prefixes: Mapping[int, int] | None = None,
+    defaults: LineDefaults = DEFAULTS,
 ) -> Iterator[JobQueue]:
-    """Make the queue of a file in memory whose lines are named after their numbers."""
+    """Make the queue of a file in memory whose lines are named after their numbers.
+
+    Lines with the same number in `prefixes` share a long prefix.
+    """
     lines: list[dict[str, Any]] = [
         {"id": str(number), "prompt": "hi", "model": model, "priority": priority}
         for number, (model, priority) in enumerate(listed)
     ]
     for number, model in (fallback or {}).items():
         lines[number]["fallback"] = [model]
+    for number, prefix in (prefixes or {}).items():
+        lines[number]["system"] = f"You are judge {prefix}. " * 40
     content = b"".join(orjson.dumps(line) + b"\n" for line in lines)
     fd = os.memfd_create("jobs")
     os.write(fd, content)
     sources = Sources([OpenedFile(name="jobs", fd=fd, start=0, size=len(content))])
-    index = index_jobs(sources, LineDefaults(), on_bad=unexpected, on_warning=unexpected)
+    index = index_jobs(sources, defaults, on_bad=unexpected, on_warning=unexpected)
     yield JobQueue(index, limit=limit)
     index.close()
 
@@ -60,47 +70,48 @@ files = st.lists(st.tuples(models, st.integers(-3, 3)), max_size=40)
 def test_each_model_goes_by_priority_and_then_by_line(listed: Listed, most: int) -> None:
     with queue_of(listed) as queue:
         assert len(queue) == len(listed)
-        for model, _ in queue.urgency():
+        for model in queue.models:
             batches = drain(queue, model, most)
             mine = [(-priority, number) for number, (name, priority) in enumerate(listed) if name == model]
             order = [number for _, number in sorted(mine)]
             assert [int(job.id) for batch in batches for job in batch] == order
             assert all(len(batch) <= most for batch in batches)
             assert all(len({job.priority for job in batch}) == 1 for batch in batches)
-        assert len(queue) == 0
+            assert queue.next_priority(model) is None
 
 
-@given(listed=files, limit=st.integers(0, 50))
-def test_the_limit_holds_over_all_models(listed: Listed, limit: int) -> None:
-    with queue_of(listed, limit) as queue:
-        taken = [job for model, _ in queue.urgency() for batch in drain(queue, model, 5) for job in batch]
-        assert len(taken) == min(limit, len(listed))
-        assert len(queue) == 0
-
-
-@pytest.mark.parametrize(
-    ("listed", "limit", "urgency"),
-    [
-        ([], None, []),
-        ([("a", 0), ("b", 5)], None, [("a", 0), ("b", 5)]),
-        ([("a", -5), ("b", -9), ("c", -7), ("b", 1)], None, [("a", -5), ("b", 1), ("c", -7)]),
-        ([("a", 0), ("b", 5)], 0, []),
-    ],
-    ids=["empty", "as in the file", "the best job of each counts", "the limit is reached"],
-)
-def test_each_model_is_as_urgent_as_its_next_job(
-    listed: Listed, limit: int | None, urgency: list[tuple[str, int]]
+@given(listed=files, limit=st.none() | st.integers(0, 50), dropped=st.integers(0, 9), chosen=models)
+def test_the_limit_counts_what_is_started_and_not_what_is_taken(
+    listed: Listed, limit: int | None, dropped: int, chosen: str
 ) -> None:
+    most = len(listed) if limit is None else limit
     with queue_of(listed, limit) as queue:
-        assert queue.urgency() == urgency
-        assert [(model, queue.next_priority(model)) for model, _ in urgency] == urgency
+        assert len(queue) == min(most, len(listed))
+        taken = sum(len(queue.take(model, 9)) for model in queue.models)
+        assert len(queue) == min(most, len(listed)), "what is taken may still be started"
+        started = min(taken, len(queue)) // 2
+        for _ in range(started):
+            queue.count_started()
+        queue.count_dropped(min(dropped, taken - started))
+        lost = min(dropped, taken - started)
+        assert len(queue) == min(most - started, len(listed) - started - lost)
+        lost += sum(model == chosen for model, _ in listed) - min(9, batch_of(listed, chosen))
+        queue.drop_rest(chosen)
+        assert queue.next_priority(chosen) is None
+        assert len(queue) == min(most - started, len(listed) - started - lost)
+
+
+def batch_of(listed: Listed, model: str) -> int:
+    """Return how many jobs of a model have its highest priority."""
+    priorities = [priority for name, priority in listed if name == model]
+    return priorities.count(max(priorities, default=0))
 
 
 def test_a_model_without_jobs_left_is_not_in_the_way() -> None:
     with queue_of([("a", 3), ("b", -1)]) as queue:
+        assert queue.models == ("a", "b")
         assert queue.take("a", 10)
         assert queue.take("a", 10) == []
-        assert queue.next_priority("a") is None
-        assert queue.urgency() == [("b", -1)]
-        assert repr(queue) == "<JobQueue 1 left>"
+        assert (queue.next_priority("a"), queue.next_priority("b")) == (None, -1)
+        assert repr(queue) == "<JobQueue 2 left>"
         assert [job.id for batch in drain(queue, "b", 1) for job in batch] == ["1"]

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lane_kit import make_lane, settled
@@ -12,7 +13,8 @@ from test_queue import Listed, files, models, queue_of
 from test_routing import Unused
 from virtual_clock import VirtualClockLoop
 
-from batcher.scheduling.routing import Routing
+from batcher.jobs.lines import LineDefaults
+from batcher.scheduling.routing import Account, Route, Routing
 from batcher.scheduling.scheduler import Scheduler
 from batcher.types import Job
 
@@ -28,13 +30,22 @@ def scheduling(
 ) -> Iterator[tuple[Scheduler, Routing, list[Job]]]:
     """Make a scheduler over a file of jobs, its routes, and the list of the jobs it starts."""
     started: list[Job] = []
-    routing = Routing(Unused(), lambda model: make_lane(route=model))
+    routing = make_routing()
     with queue_of(listed, limit, fallback=fallback) as queue:
         yield (
             Scheduler(queue, routing, started.append, concurrency=concurrency, slack=slack),
             routing,
             started,
         )
+
+
+def make_routing() -> Routing:
+    return Routing([Account(provider=Unused())], lambda model, account: make_lane(route=model))
+
+
+def route_to(routing: Routing, model: str) -> Route:
+    [route] = routing.routes(model)
+    return route
 
 
 def ids(jobs: list[Job]) -> list[int]:
@@ -125,9 +136,9 @@ def test_whatever_parks_or_sleeps_no_job_that_could_run_is_left_behind(
                 job = started[ended]
                 chance = order.random()
                 if chance < 0.03:
-                    routing.route(order.choice("abc")).lane.park("closed")
+                    route_to(routing, order.choice("abc")).lane.park("closed")
                 elif chance < 0.7 and job.id not in sleeps:
-                    elsewhere = routing.route(order.choice("abc"))
+                    elsewhere = route_to(routing, order.choice("abc"))
                     sleeps[job.id] = asyncio.create_task(routing.backoff(job, elsewhere, 60.0))
                     await settled()
                 else:
@@ -142,7 +153,7 @@ def test_whatever_parks_or_sleeps_no_job_that_could_run_is_left_behind(
             for number, (model, _) in enumerate(listed):
                 if number not in seen:
                     routes = {model, fallback.get(number, model)}
-                    assert all(routing.route(name).lane.parked for name in routes)
+                    assert all(route_to(routing, name).lane.parked for name in routes)
 
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
         runner.run(run())
@@ -155,7 +166,7 @@ async def test_jobs_that_sleep_between_attempts_leave_their_room_to_others() -> 
         def fall_asleep(count: int) -> list[asyncio.Task[None]]:
             # On another route, as jobs do that have fallen back.
             return [
-                asyncio.create_task(routing.backoff(started[0], routing.route("b"), 60.0))
+                asyncio.create_task(routing.backoff(started[0], route_to(routing, "b"), 60.0))
                 for _ in range(count)
             ]
 
@@ -177,17 +188,53 @@ async def test_jobs_that_sleep_between_attempts_leave_their_room_to_others() -> 
 async def test_a_parked_lane_does_not_keep_others_from_going_on() -> None:
     with scheduling([("a", 0)] * 5 + [("b", 0)] * 5, concurrency=1) as (scheduler, routing, started):
         scheduler.fill()
-        routing.route("a").lane.park("closed")
+        route_to(routing, "a").lane.park("closed")
+        for number in range(6):
+            scheduler.finished(started[number])
+        assert ids(started) == [0, 5, 6, 7, 8, 9]
+        assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 0 left>>"
+
+
+@pytest.mark.parametrize("by_default", [False, True], ids=["no fallback", "a fallback by default"])
+async def test_jobs_of_a_parked_lane_are_read_only_if_they_may_go_elsewhere(by_default: bool) -> None:
+    read: list[int] = []
+    started: list[Job] = []
+    routing = make_routing()
+    defaults = LineDefaults(fallback=("c",) if by_default else ())
+    with queue_of([("a", 0)] * 500 + [("b", 0)] * 2, fallback={501: "a"}, defaults=defaults) as queue:
+        really_read = queue.read
+
+        def counted(row: int) -> Job:
+            read.append(row)
+            return really_read(row)
+
+        queue.read = counted
+        scheduler = Scheduler(queue, routing, started.append, concurrency=8, slack=0)
+        route_to(routing, "a").lane.park("closed")
+        scheduler.fill()
+        for number in range(502):
+            if number < len(started):
+                scheduler.finished(started[number])
+        assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 0 left>>"
+        assert len(read) == (502 if by_default else 3)
+        assert len(started) == (502 if by_default else 2)
+
+
+async def test_jobs_that_are_dropped_do_not_use_up_the_limit() -> None:
+    listed = [("a", 0)] * 50 + [("b", 0)] * 50
+    with scheduling(listed, concurrency=2, limit=10) as (scheduler, routing, started):
+        route_to(routing, "a").lane.park("closed")
+        scheduler.fill()
         for number in range(10):
             scheduler.finished(started[number])
-        assert [job.id for job in started if job.model == "b"] == ["5", "6", "7", "8", "9"]
-        assert scheduler.idle
+        assert ids(started) == list(range(50, 60))
+        assert repr(scheduler) == "<Scheduler alive=0 <JobQueue 0 left>>"
 
 
 async def test_sleepers_of_another_model_take_no_room() -> None:
     with scheduling([("a", 0)] * 20 + [("b", 0)] * 4, concurrency=1) as (scheduler, routing, started):
         scheduler.fill()
-        route = routing.route("b")
+        route = route_to(routing, "b")
         sleeping = [asyncio.create_task(routing.backoff(started[0], route, 60.0)) for _ in range(8)]
         await settled()
         for _ in range(4):
@@ -199,7 +246,7 @@ async def test_sleepers_of_another_model_take_no_room() -> None:
 async def test_a_parked_lane_stops_only_the_jobs_without_an_open_fallback() -> None:
     with_fallback = dict.fromkeys(range(100, 110), "b")
     with scheduling([("a", 0)] * 200, concurrency=4, fallback=with_fallback) as (scheduler, routing, started):
-        routing.route("a").lane.park("closed")
+        route_to(routing, "a").lane.park("closed")
         scheduler.fill()
         assert len(started) == 1, "each batch is looked through in a turn of its own"
         for done in range(200):
