@@ -1,6 +1,5 @@
 """Circuit breakers that tell what becomes of them: of one lane, and of all lanes at one address."""
 
-import math
 import random
 from collections.abc import Callable
 
@@ -63,8 +62,9 @@ class WatchedCircuit:
         """Return for how long nothing, or only probes, pass: since it opened or until the next probe."""
         if self._breaker.open_since is None:
             return 0.0
-        next_try_at = self._breaker.free_at(now)
-        return max(self.fails_for_s(now), 0.0 if math.isinf(next_try_at) else next_try_at - now)
+        # While probes are out nobody knows how long it will be: they may be answered at once.
+        next_try_at = self._breaker.free_at(now) if self.state is Circuit.OPEN else now
+        return max(self.fails_for_s(now), next_try_at - now)
 
     def hindrance(self, now: float) -> str:
         """Return what holds everything back at `now`, in words, or ""."""

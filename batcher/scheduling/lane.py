@@ -24,9 +24,6 @@ OVERTAKEN_S = 10.0
 OVERTAKERS = 8
 """How many behind the first are looked at."""
 
-ROUNDING_S = 1e-6
-"""Patience is over so much earlier, lest a timer ends before it and is set again and again."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
@@ -142,6 +139,11 @@ class Lane:
         """Return for how long the lane has been, or is going to be, shut by failures or by a pause."""
         paused_s = self._allowance.pause.until - now
         return max(0.0, paused_s, self._circuit.held_up_s(now), self._host.held_up_s(now))
+
+    def next_try_in_s(self, now: float) -> float:
+        """Return in how many seconds a lane that is shut lets the next attempt through, as far as is known."""
+        opens_at = (gate.free_at(now) for gate in (self._circuit, self._host))
+        return max(self._allowance.pause.until, *(at for at in opens_at if at < math.inf), now) - now
 
     async def permit(
         self,
@@ -329,7 +331,7 @@ class Lane:
         """Let those go elsewhere for whom the lane is shut for too long; return when others may follow."""
         if not (held_up_s := self.held_up_s(now)):
             return math.inf
-        leaving, patience_s = self._waiters.impatient(held_up_s + ROUNDING_S)
+        leaving, patience_s = self._waiters.impatient(held_up_s)
         for waiter in leaving:
             self._turn_down(waiter, LaneHeldUp(f"{self.route} is held up for {held_up_s:.0f} s"))
         return now - self._fails_for_s(now) + patience_s

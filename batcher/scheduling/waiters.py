@@ -1,6 +1,7 @@
 """Who waits for a lane, best first."""
 
 import asyncio
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,9 @@ from typing import Generic, TypeVar
 from batcher.limits.limit import Demand
 
 T = TypeVar("T")
+
+ROUNDING_S = 1e-6
+"""Patience is over so much earlier, lest a timer for its end comes too early and is set again and again."""
 
 
 @dataclass(slots=True, order=True)
@@ -40,6 +44,7 @@ class Waiters(Generic[T]):
     def __init__(self) -> None:
         self._line: list[Waiter[T]] = []
         self._arrivals = 0
+        self._shortest_patience_s = math.inf  # nobody in the line has less
 
     def __len__(self) -> int:
         return len(self._line)
@@ -63,6 +68,7 @@ class Waiters(Generic[T]):
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiter = Waiter(-priority, since, self._arrivals, demand, patience_s, future)
         insort(self._line, waiter)
+        self._shortest_patience_s = min(self._shortest_patience_s, patience_s)
         return waiter
 
     def remove(self, waiter: Waiter[T]) -> None:
@@ -70,6 +76,16 @@ class Waiters(Generic[T]):
         place = bisect_left(self._line, waiter)
         if place < len(self._line) and self._line[place] is waiter:
             del self._line[place]
+
+    def impatient(self, held_up_s: float) -> "tuple[list[Waiter[T]], float]":
+        """Return those who do not wait for so long, and the shortest patience of the others, or less."""
+        held_up_s += ROUNDING_S
+        if self._shortest_patience_s > held_up_s:
+            return [], self._shortest_patience_s
+        leaving = [waiter for waiter in self._line if waiter.patience_s <= held_up_s]
+        staying = (waiter.patience_s for waiter in self._line if waiter.patience_s > held_up_s)
+        self._shortest_patience_s = min(staying, default=math.inf)
+        return leaving, self._shortest_patience_s
 
     def behind_first(self, most: int) -> list[Waiter[T]]:
         """Return up to `most` of those who wait behind the first with the same priority, best first."""

@@ -7,6 +7,7 @@ from batcher.clock import monotonic
 from batcher.events import Event
 from batcher.limits.breaker import BreakerPolicy
 from batcher.scheduling.allowance import Lesson
+from batcher.scheduling.circuits import HostCircuit
 from batcher.scheduling.lane import Lane, LaneLimits
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
@@ -21,8 +22,17 @@ def make_lane(
     slots: RunSlots | None = None,
     route: str = "a-model",
     emit: Callable[[Event], None] = lambda event: None,
+    host: HostCircuit | None = None,
+    breaker: BreakerPolicy | None = None,
 ) -> Lane:
-    return Lane(route, limits or LaneLimits(), slots=slots or RunSlots(4), breaker=BreakerPolicy(), emit=emit)
+    return Lane(
+        route,
+        limits or LaneLimits(),
+        slots=slots or RunSlots(4),
+        breaker=breaker or BreakerPolicy(),
+        emit=emit,
+        host=host,
+    )
 
 
 async def now_or_never(permit: Awaitable[Permit]) -> Permit:
@@ -39,6 +49,7 @@ def lesson(
     used_tokens: int | None = None,
     retry_after_s: float | None = None,
     refused: bool = False,
+    host: Outcome = Outcome.IGNORED,
 ) -> Lesson:
     """Return what an attempt taught; it was not admitted if it used no tokens."""
     usage = Usage(input_tokens=used_tokens, output_tokens=0) if used_tokens else None
@@ -48,6 +59,7 @@ def lesson(
         admitted=used_tokens != 0,
         retry_after_s=retry_after_s,
         refused=refused,
+        host=host,
     )
 
 
