@@ -1,7 +1,7 @@
 """A request's way to a good answer: its routes in order, each with its retries."""
 
-import math
 import random
+from collections.abc import Iterable
 
 from batcher.clock import monotonic
 from batcher.errors import (
@@ -49,27 +49,28 @@ class Completer:
             raise InvalidRequest(f"the schema cannot be used: {fault}", code="invalid_schema", sent=False)
         failure: CallError | None = None
         parked: LaneParked | None = None
-        held_up: Route | None = None
         error: BatcherError | None = None
-        for route, patience_s in self._routing.candidates(story.job):
-            self._tell_fallback(story, route, error)
-            try:
-                return await self._ask(story, route, patience_s)
-            except LaneHeldUp as reason:
-                error, held_up = reason, held_up or route
-            except (LaneParked, ModelUnavailable, KeyRefused) as reason:
-                error = parked = self._closed(route, reason)
-            except DeadlineExceeded:
-                raise  # no other route changes that
-            except CallError as reason:
-                error = failure = reason
-                if not reason.try_next_route:
-                    break
-        if held_up is not None:
-            try:
-                return await self._ask(story, held_up, math.inf)
-            except (LaneParked, ModelUnavailable, KeyRefused) as reason:
-                parked = self._closed(held_up, reason)
+        routes: Iterable[tuple[Route, float]] = self._routing.candidates(story.job)
+        while True:
+            held_up: list[Route] = []
+            for route, patience_s in routes:
+                self._tell_fallback(story, route, error)
+                try:
+                    return await self._ask(story, route, patience_s)
+                except LaneHeldUp as reason:
+                    error = reason
+                    held_up.append(route)
+                except (LaneParked, ModelUnavailable, KeyRefused) as reason:
+                    error = parked = self._closed(route, reason)
+                except DeadlineExceeded:
+                    raise  # no other route changes that
+                except CallError as reason:
+                    error = failure = reason
+                    if not reason.try_next_route:
+                        break
+            if not held_up:
+                break
+            routes = await self._routing.wait_for_one(story.job, held_up)
         if parked is not None:
             raise parked  # a failure elsewhere is no reason to give up while this route may come back
         assert failure is not None  # a job names at least one model

@@ -141,7 +141,7 @@ class Lane:
         return max(0.0, paused_s, self._circuit.held_up_s(now), self._host.held_up_s(now))
 
     def next_try_in_s(self, now: float) -> float:
-        """Return in how many seconds a lane that is shut lets the next attempt through, as far as is known."""
+        """Return in how many seconds a lane that is shut lets an attempt through, as far as is known."""
         opens_at = (gate.free_at(now) for gate in (self._circuit, self._host))
         return max(self._allowance.pause.until, *(at for at in opens_at if at < math.inf), now) - now
 

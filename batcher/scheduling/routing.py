@@ -1,11 +1,14 @@
 """From a model's name to the lanes and the providers that serve it."""
 
+import contextlib
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from batcher.clock import monotonic
+from batcher.errors import LaneParked
 from batcher.providers.base import Provider
 from batcher.scheduling.lane import Lane
 from batcher.types import Job
@@ -112,13 +115,23 @@ class Routing:
         with the most room comes first: nobody waits there or, by weight, the fewest do.
         """
         models = list(dict.fromkeys((job.model, *job.fallback)))
+        only = len(models) == len(self._accounts) == 1
         for model in models:
             left = list(self.routes(model))
             while left:
                 route = left[0] if len(left) == 1 else min(left, key=_crowding)
                 left.remove(route)
-                last_model = model == models[-1]
-                yield route, PATIENCE_S if left else math.inf if last_model else self._fallback_after_s
+                yield route, math.inf if only else PATIENCE_S if left else self._fallback_after_s
+
+    async def wait_for_one(self, job: Job, shut: Sequence[Route]) -> list[tuple[Route, float]]:
+        """Wait until one of the routes that are shut may be tried again; return them as `candidates` does."""
+        if len(shut) == 1:
+            return [(shut[0], math.inf)]
+        wait_s = min(route.lane.next_try_in_s(monotonic()) for route in shut)
+        with contextlib.suppress(LaneParked):
+            # Not all at the same moment, as only one of them is let through.
+            await self.backoff(job, shut[0], max(PATIENCE_S, wait_s) * random.uniform(1.0, 1.1))
+        return [(route, PATIENCE_S) for route in shut]
 
     def has_open(self, job: Job) -> bool:
         """Return whether a route is left that may answer `job` in this run."""

@@ -26,7 +26,7 @@ from batcher.errors import (
 )
 from batcher.execution.attempt import Story
 from batcher.limits.quota import QuotaLimits
-from batcher.limits.retry import RetryPolicy
+from batcher.limits.retry import RetryClass, RetryPolicy
 from batcher.scheduling.lane import LaneLimits
 from batcher.types import Job, Reply
 
@@ -77,25 +77,30 @@ async def test_what_a_retry_cures(script: Sequence[Answer], attempts: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("error", "others_succeed", "calls"),
+    ("error", "calls"),
     [
-        pytest.param(BROKEN, True, 5, id="five attempts while others succeed"),
-        pytest.param(BROKEN, False, 20, id="twenty while nobody does"),
-        pytest.param(BAD, True, 1, id="a bad request once"),
-        pytest.param(LARGE, True, 1, id="a request too large once"),
+        pytest.param(LOST, 5, id="five attempts while others succeed"),
+        pytest.param(BROKEN, 3, id="three where the server always says the same"),
+        pytest.param(BAD, 1, id="a bad request once"),
+        pytest.param(LARGE, 1, id="a request too large once"),
     ],
 )
-async def test_what_fails_in_the_end(error: CallError, others_succeed: bool, calls: int) -> None:
-    run = Run({"m": [YES, error] if others_succeed else [error]})
+async def test_what_fails_in_the_end(error: CallError, calls: int) -> None:
+    run = Run({"m": [YES, error]})
     other = asyncio.create_task(complete(run, job()))
-    if not others_succeed:
-        other.cancel()
     await asyncio.sleep(0)
     with pytest.raises(type(error)) as raised:
         await complete(run, job())
     assert raised.value is error
-    assert len(run.provider.calls) == calls + others_succeed
-    await asyncio.wait({other})
+    assert len(run.provider.calls) == calls + 1
+    await other
+
+
+async def test_while_nobody_is_answered_a_job_fails_never_and_its_lane_parks_after_a_day() -> None:
+    run = Run({"m": [BROKEN]})
+    with pytest.raises(LaneParked, match="m: no answer for 24 h"):
+        await complete(run, job())
+    assert len(run.provider.calls) < 24 * 60 / 5 * 1.5 + 20, "a probe in 5 min, times 0.8 to 1.2"
 
 
 async def test_a_dead_key_closes_the_accounts_lanes_and_blames_no_job() -> None:
@@ -249,7 +254,7 @@ async def test_a_reasoning_answer_is_checked_without_its_thoughts(kind: str, cal
 
 
 async def test_no_call_is_made_past_the_jobs_deadline() -> None:
-    run = Run({"m": [BROKEN]}, retry=RetryPolicy(calls=1000, longest_wait_s=1.0))
+    run = Run({"m": [BROKEN]}, retry=RetryPolicy(calls=1000, server=RetryClass(longest_wait_s=1.0)))
     with pytest.raises(DeadlineExceeded):
         await complete(run, job(deadline_s=5.0), deadline_at=5.0)
     assert all(at < 5.0 for at, _, _ in run.provider.calls)
