@@ -20,7 +20,8 @@ import yaml
 from batcher.errors import ConfigError
 from batcher.jobs.lines import LineDefaults
 from batcher.limits.breaker import BreakerPolicy
-from batcher.limits.retry import RetryPolicy
+from batcher.limits.retry import RetryClass, RetryPolicy
+from batcher.limits.retry_presets import on_preset
 from batcher.pricing import Price
 
 ProviderName: TypeAlias = Literal["groq", "openai-compatible"]
@@ -80,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         connect_timeout: seconds for a connection to come about.
         grace: seconds that calls in flight may go on after a stop.
         deadline: a duration or an ISO time at which the run ends.
-        retry: how often and how long apart failed calls are tried again.
+        retry: how often and how long apart failed calls are tried again, by class of failure.
         breaker: when a failing provider is left alone for a while.
         prices: dollars per million tokens by model, before the built-in tables.
         proxy: URL of a proxy for all calls; proxy variables of the environment are not obeyed.
@@ -168,6 +169,8 @@ def _understood(values: dict[str, Any], place: str) -> dict[str, Any]:
     """Return the values of one place with durations in seconds, once they all make sense."""
     try:
         _check_names(values)
+        if isinstance(retry := values.get("retry"), dict):
+            values["retry"] = on_preset(retry)
         for name in _DURATIONS:
             if isinstance(text := values.get(name), str):
                 values[name] = duration_s(text, name)
@@ -263,7 +266,10 @@ def _check_names(values: dict[str, Any]) -> None:
     sections = [("", values, list(Settings.__struct_fields__))]
     for name, policy in (("retry", RetryPolicy), ("breaker", BreakerPolicy)):
         if isinstance(section := values.get(name), dict):
-            sections.append((f"{name}.", section, [field.name for field in fields(policy)]))
+            known = [field.name for field in fields(policy)] + ["preset"] * (name == "retry")
+            sections.append((f"{name}.", section, known))
+            known = [field.name for field in fields(RetryClass)]
+            sections += [(f"{name}.{inner}.", section[inner], known) for inner in section]
     if isinstance(prices := values.get("prices"), dict):
         known = [field.name for field in fields(Price)]
         sections += [(f"prices.{model}.", price, known) for model, price in prices.items()]
@@ -327,7 +333,11 @@ def _numbers(settings: Settings) -> Iterator[tuple[str, float, int]]:
     """Yield name, value and lower bound of each number in the sections."""
     for section, policy in (("retry", settings.retry), ("breaker", settings.breaker)):
         for name, value in asdict(policy).items():
-            yield f"{section}.{name}", value, 1 if isinstance(value, int) else 0
+            numbers = value.items() if isinstance(value, dict) else [("", value)]
+            for inner, number in numbers:
+                if isinstance(number, int | float):
+                    least = isinstance(number, int) or name == "probe_timeout_s"
+                    yield ".".join(filter(None, (section, name, inner))), number, int(least)
     for model, weight in settings.weights.items():
         yield f"weights.{model}", weight, 0
     for owner, account in settings.accounts.items():

@@ -20,7 +20,7 @@ from batcher.config import (
 )
 from batcher.errors import ConfigError
 from batcher.limits.breaker import BreakerPolicy
-from batcher.limits.retry import RetryPolicy
+from batcher.limits.retry import RetryClass, RetryPolicy
 from batcher.pricing import Price
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -56,7 +56,7 @@ timeout: 2m
 connect_timeout: 1.5s
 grace: 0
 deadline: 2h
-retry: {attempts: 3, generations: 2, calls: 9, first_wait_s: 0.5, longest_wait_s: 10}
+retry: {preset: simple, server: {attempts: 7}, network: {longest_wait_s: 10, wait: jitter}, calls: 9}
 breaker: {failures_in_a_row: 5, first_wait_s: 1}
 prices: {my-model: {input_usd: 0.1, output_usd: 0.4}, o: {input_usd: 1, output_usd: 2, cached_input_usd: 0}}
 proxy: http://proxy.internal:3128
@@ -96,7 +96,13 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         connect_timeout=1.5,
         grace=0.0,
         deadline="2h",
-        retry=RetryPolicy(attempts=3, generations=2, calls=9, first_wait_s=0.5, longest_wait_s=10),
+        retry=RetryPolicy(
+            timeout=RetryClass(attempts=3, first_wait_s=2.0, wait="doubling"),
+            server=RetryClass(attempts=7, wait="fixed"),
+            network=RetryClass(longest_wait_s=10, wait="jitter"),
+            rate_limit=RetryClass(attempts=10, longest_wait_s=60.0, wait="doubling"),
+            calls=9,
+        ),
         breaker=BreakerPolicy(failures_in_a_row=5, first_wait_s=1),
         prices={
             "my-model": Price(input_usd=0.1, output_usd=0.4),
@@ -159,7 +165,16 @@ REFUSED: dict[str, tuple[str, str]] = {
     "unknown key": ("modle: x", "unknown key 'modle'; did you mean 'model'?"),
     "unlike any key": ("zzz: 1", "unknown key 'zzz'; known are provider, base_url, "),
     "a key in the file": ("api_key: gsk_secret", "unknown key 'api_key'; did you mean 'api_key_env'?"),
-    "nested": ("retry: {attempt: 1}", "unknown key 'retry.attempt'; did you mean 'attempts'?"),
+    "nested": ("retry: {sever: {}}", "unknown key 'retry.sever'; did you mean 'server'?"),
+    "a number of no class": ("retry: {attempts: 3}", "unknown key 'retry.attempts'; known are network, "),
+    "nested twice": (
+        "retry: {server: {attempt: 1}}",
+        "unknown key 'retry.server.attempt'; did you mean 'attempts'?",
+    ),
+    "no such preset": ("retry: {preset: hard}", "retry.preset: expected standard or simple, got 'hard'"),
+    "no preset at all": ("retry: {preset: [simple]}", "retry.preset: expected standard or simple, got ["),
+    "not a class": ("retry: {server: 5}", "retry.server: expected object, got int"),
+    "no such wait": ("retry: {server: {wait: long}}", "retry.server.wait: invalid enum value 'long'"),
     "nested breaker": ("breaker: {window: 1}", "unknown key 'breaker.window'; did you mean 'window_s'?"),
     "nested price": ("prices: {m: {input: 1}}", "unknown key 'prices.m.input'; did you mean 'input_usd'?"),
     "half a price": ("prices: {m: {input_usd: 1}}", "prices[...]: object missing required field output_usd"),
@@ -185,8 +200,19 @@ REFUSED: dict[str, tuple[str, str]] = {
         "proxy: sokcs5://host",
         "begins with http://, https:// or socks5://",
     ),
-    "no attempt": ("retry: {attempts: 0}", "retry.attempts: expected a number from 1 on, got 0"),
-    "nan wait": ("retry: {first_wait_s: .nan}", "retry.first_wait_s: expected a number from 0 on, got nan"),
+    "no attempt": (
+        "retry: {timeout: {attempts: 0}}",
+        "retry.timeout.attempts: expected a number from 1 on, got 0",
+    ),
+    "no call": ("retry: {calls: 0}", "retry.calls: expected a number from 1 on, got 0"),
+    "nan wait": (
+        "retry: {server: {first_wait_s: .nan}}",
+        "retry.server.first_wait_s: expected a number from 0 on, got nan",
+    ),
+    "no time for a probe": (
+        "breaker: {probe_timeout_s: 0}",
+        "breaker.probe_timeout_s: expected a number from 1 on, got 0",
+    ),
     "endless wait": ("breaker: {longest_wait_s: .inf}", "breaker.longest_wait_s: expected a number"),
     "negative price": (
         "prices: {m: {input_usd: -1, output_usd: 1}}",

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -19,23 +20,44 @@ from batcher.errors import (
     ConnectionLost,
     HostBlocked,
     InvalidRequest,
+    KeyDoubted,
     LocalFault,
     RateLimited,
     ServerError,
 )
-from batcher.limits.retry import RetryPolicy, Tally, retrying
+from batcher.limits.retry import RetryClass, RetryPolicy, Tally, retrying
+from batcher.limits.retry_presets import PRESETS, on_preset
 
 POLICY = RetryPolicy()
+SIMPLE = PRESETS["simple"]
 COUNTED = [CapacityExceeded, ServerError, ConnectionLost, AttemptTimeout, BadReply, HostBlocked]
-UNCOUNTED = [RateLimited, ConnectFailed, LocalFault]
+UNCOUNTED = [RateLimited, ConnectFailed, LocalFault, KeyDoubted]
+FIRST_WAIT_S = {ConnectionLost: 0.5, ConnectFailed: 0.5, LocalFault: 0.5, RateLimited: 0.0, KeyDoubted: 0.0}
 
 
-def error(kind: type[CallError], retry_after_s: float | None = None) -> CallError:
-    return kind("no luck", code="test", retry_after_s=retry_after_s)
+def error(
+    kind: type[CallError], retry_after_s: float | None = None, *, status: int = 0, message: str = "no luck"
+) -> CallError:
+    return kind(message, code="test", retry_after_s=retry_after_s, status=status)
 
 
-def tally(*, others_succeed: bool = True) -> Tally:
-    return Tally(POLICY, lambda: others_succeed)
+def probe(kind: type[CallError]) -> CallError:
+    failure = error(kind)
+    failure.probe = True
+    return failure
+
+
+def tally(policy: RetryPolicy = POLICY, *, others_succeed: bool = True) -> Tally:
+    return Tally(policy, lambda: others_succeed)
+
+
+def calls_made(counted: Tally, failures: Iterable[CallError]) -> int | None:
+    """Count failures until they end the job; None if they do not."""
+    for made, failure in enumerate(failures, start=1):
+        counted.count(failure)
+        if counted.exhausted(failure):
+            return made
+    return None
 
 
 @pytest.mark.parametrize(
@@ -49,23 +71,93 @@ def tally(*, others_succeed: bool = True) -> Tally:
     ],
 )
 def test_how_many_calls_may_fail(kind: type[CallError], others_succeed: bool, calls: int | None) -> None:
-    counted = tally(others_succeed=others_succeed)
-    made = 0
-    while not counted.exhausted() and made < 100:
-        counted.count(error(kind))
-        made += 1
-    assert made == (calls or 100)
-    assert repr(counted) == f"<Tally attempts={calls or 0} generations={3 if kind is BadGeneration else 0}>"
+    failures = (error(kind) for _ in range(100))
+    assert calls_made(tally(others_succeed=others_succeed), failures) == calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "waits_s"),
+    [
+        pytest.param(AttemptTimeout, 3, [2, 4], id="timeout"),
+        pytest.param(ServerError, 5, [1, 1, 1, 1], id="server"),
+        pytest.param(ConnectionLost, 5, [1, 1, 1, 1], id="network"),
+        pytest.param(RateLimited, 10, [1, 2, 4, 8, 16, 32, 60, 60, 60], id="rate limit"),
+        pytest.param(BadGeneration, 3, [0.5, 1], id="generation, as standard"),
+    ],
+)
+def test_the_simple_preset_is_the_classic_table(
+    kind: type[CallError], calls: int, waits_s: list[float]
+) -> None:
+    counted, waited = tally(SIMPLE), list[float]()
+    while calls_made(counted, [error(kind)]) is None:
+        waited.append(counted.wait_s(error(kind), 0.5))
+    assert waited == waits_s
+    assert len(waited) + 1 == calls
+
+
+@pytest.mark.parametrize("policy", [POLICY, SIMPLE], ids=["standard", "simple"])
+def test_a_job_is_not_to_blame_for_what_its_probes_meet(policy: RetryPolicy) -> None:
+    counted = tally(policy)
+    assert calls_made(counted, [probe(kind) for kind in [*COUNTED, *UNCOUNTED] * 20]) is None
+    assert (counted.attempts, counted.failures) == (0, {})
+    assert counted.wait_s(probe(ServerError), 1.0) == (30.0 if policy is POLICY else 1.0), "but it waits"
 
 
 def test_an_outage_for_everybody_ends_when_others_get_answers_again() -> None:
     up = [False]
     counted = Tally(POLICY, lambda: up[0])
-    for _ in range(10):
-        counted.count(error(ServerError))
-    assert not counted.exhausted()
+    failures = [error(ServerError, status=500) for _ in range(10)]
+    assert calls_made(counted, failures) is None
+    assert repr(counted) == "<Tally attempts=10 {'server': 10}>"
     up[0] = True
-    assert counted.exhausted()
+    assert counted.exhausted(failures[-1])
+
+
+@given(
+    kinds=st.lists(st.sampled_from([*COUNTED, BadGeneration]), min_size=20, max_size=20),
+    policy=st.sampled_from([POLICY, SIMPLE, RetryPolicy(server=RetryClass(attempts=7))]),
+    others_succeed=st.booleans(),
+)
+def test_failures_that_keep_changing_end_the_job_too(
+    kinds: list[type[CallError]], policy: RetryPolicy, others_succeed: bool
+) -> None:
+    counted = tally(policy, others_succeed=others_succeed)
+    made = calls_made(counted, [error(kind) for kind in kinds])
+    assert made is not None
+    assert made <= (policy.most_attempts if others_succeed else policy.calls)
+    assert kinds[:made].count(BadGeneration) <= 3
+
+
+def test_a_class_without_end_ends_with_the_calls() -> None:
+    policy = RetryPolicy(server=RetryClass(attempts=None), calls=50)
+    assert calls_made(tally(policy), (error(ServerError) for _ in range(100))) == 50
+
+
+@pytest.mark.parametrize(
+    ("said", "others_succeed", "calls"),
+    [
+        pytest.param([(500, "bug")] * 9, True, 3, id="the same each time"),
+        pytest.param([(500, "bug")] * 9, False, None, id="to everybody"),
+        pytest.param([(500, "bug 1"), (500, "bug 2")] * 4, True, 5, id="other words"),
+        pytest.param([(500, "bug"), (501, "bug")] * 4, True, 5, id="other statuses"),
+        pytest.param([(500, "bug"), (500, "bug"), (503, "")] * 4, True, 5, id="not in a row"),
+        pytest.param([(503, "busy")] * 9, True, 5, id="what is busy always says so in the same words"),
+        pytest.param([(408, "late")] * 9, True, 5, id="no fault of the server"),
+    ],
+)
+def test_a_server_that_fails_in_the_same_words_will_never_answer_this_job(
+    said: list[tuple[int, str]], others_succeed: bool, calls: int | None
+) -> None:
+    failures = [error(ServerError, status=status, message=message) for status, message in said]
+    assert calls_made(tally(others_succeed=others_succeed), failures) == calls
+
+
+def test_the_same_words_to_everybody_are_not_held_against_a_job_once_others_succeed() -> None:
+    up = [False]
+    counted = Tally(POLICY, lambda: up[0])
+    assert calls_made(counted, [error(ServerError, status=500) for _ in range(3)]) is None
+    up[0] = True
+    assert calls_made(counted, [error(ServerError, status=500)]) is None
 
 
 @given(
@@ -89,17 +181,53 @@ def test_waits_are_full_jitter_and_never_shorter_than_asked_within_reason(
         if kind is RateLimited:
             assert wait_s == 0.0, "the lane waits, not the job"
             continue
-        asked_s = min(retry_after_s or 0.0, 300.0)
-        assert asked_s <= wait_s <= max(asked_s, min(30.0, 2.0 ** (number - 1)))
+        least_s = max(min(retry_after_s or 0.0, 300.0), 60.0 if kind is HostBlocked else 0.0)
+        first_s = FIRST_WAIT_S.get(kind, 1.0)
+        assert least_s <= wait_s <= max(least_s, min(30.0, first_s * 2.0 ** (number - 1)))
 
 
-@pytest.mark.parametrize("kind", [ServerError, ConnectFailed])
-def test_the_ceiling_of_the_wait_doubles_from_one_second_to_thirty(kind: type[CallError]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [
+        pytest.param(ServerError, [1, 2, 4, 8, 16, 30, 30], id="server"),
+        pytest.param(ConnectFailed, [0.5, 1, 2, 4, 8, 16, 30], id="no connection"),
+        pytest.param(ConnectionLost, [0.5, 1, 2, 4, 8, 16, 30], id="broken connection"),
+    ],
+)
+def test_the_ceiling_of_the_wait_doubles_up_to_thirty_seconds(
+    kind: type[CallError], seconds: list[float]
+) -> None:
     counted, ceilings = tally(), []
     for _ in range(7):
         counted.count(error(kind))
         ceilings.append(counted.wait_s(error(kind), 1.0))
-    assert ceilings == [1, 2, 4, 8, 16, 30, 30]
+    assert ceilings == seconds
+
+
+def test_each_class_waits_by_its_own_count() -> None:
+    counted = tally()
+    for kind in (ServerError, ServerError, ConnectionLost):
+        counted.count(error(kind))
+    assert counted.wait_s(error(ConnectionLost), 1.0) == 0.5
+    assert counted.wait_s(error(ServerError), 1.0) == 2.0
+
+
+def test_an_endless_outage_does_not_overflow() -> None:
+    assert RetryClass().wait_s(10**9, 1.0) == 30.0
+
+
+def test_a_preset_is_completed_and_a_class_given_in_part_keeps_the_rest() -> None:
+    full = on_preset({"preset": "simple", "timeout": {"attempts": 4}, "calls": 9})
+    assert full["timeout"] == {
+        "attempts": 4,
+        "first_wait_s": 2.0,
+        "longest_wait_s": 30.0,
+        "wait": "doubling",
+    }
+    assert full["calls"] == 9
+    assert full["server"] == asdict(SIMPLE.server)
+    assert on_preset({}) == asdict(POLICY)
+    assert full["network"] == asdict(SIMPLE.network)
 
 
 class Calls:
@@ -121,7 +249,7 @@ class Calls:
     [
         pytest.param([], [0.0], id="at once"),
         pytest.param([(ServerError, None)] * 4, [0.0, 0.5, 1.5, 3.5, 7.5], id="jitter of one half"),
-        pytest.param([(ServerError, 100.0), (ConnectionLost, None)], [0.0, 100.0, 101.0], id="Retry-After"),
+        pytest.param([(ServerError, 100.0), (ConnectionLost, None)], [0.0, 100.0, 100.25], id="Retry-After"),
         pytest.param([(RateLimited, 60.0)] * 3, [0.0] * 4, id="a 429 is waited for by the lane"),
         pytest.param(
             [(RateLimited, None)] * 30 + [(ServerError, None)] * 4,
@@ -129,7 +257,9 @@ class Calls:
             id="429s are no attempts",
         ),
         pytest.param(
-            [(ConnectFailed, None)] * 7, [0.0, 0.5, 1.5, 3.5, 7.5, 15.5, 30.5, 45.5], id="not a host to find"
+            [(ConnectFailed, None)] * 7,
+            [0.0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 30.75],
+            id="not a host to find",
         ),
         pytest.param([(BadGeneration, None)] * 2, [0.0, 0.5, 1.5], id="the third generation is good"),
     ],
@@ -144,20 +274,23 @@ async def test_a_call_is_repeated_until_it_answers(
 
 
 @pytest.mark.parametrize(
-    ("kind", "calls_made"),
+    ("kind", "policy", "number"),
     [
-        pytest.param(ServerError, 5, id="a Retryable after its attempts"),
-        pytest.param(BadGeneration, 3, id="a BadGeneration after its generations"),
-        pytest.param(InvalidRequest, 1, id="a Permanent at once"),
+        pytest.param(ServerError, POLICY, 5, id="a Retryable after its attempts"),
+        pytest.param(BadGeneration, POLICY, 3, id="a BadGeneration after its generations"),
+        pytest.param(InvalidRequest, POLICY, 1, id="a Permanent at once"),
+        pytest.param(RateLimited, SIMPLE, 10, id="a RateLimited where its attempts are counted"),
     ],
 )
-async def test_the_last_failure_is_raised_as_it_is(kind: type[CallError], calls_made: int) -> None:
-    failures = [error(kind) for _ in range(calls_made)]
+async def test_the_last_failure_is_raised_as_it_is(
+    kind: type[CallError], policy: RetryPolicy, number: int
+) -> None:
+    failures = [error(kind) for _ in range(number)]
     calls = Calls(failures)
     with pytest.raises(kind) as raised:
-        await retrying(tally(), sleep=asyncio.sleep, random=lambda: 0.0)(calls)
+        await retrying(tally(policy), sleep=asyncio.sleep, random=lambda: 0.0)(calls)
     assert raised.value is failures[-1]
-    assert len(calls.made_at) == calls_made
+    assert len(calls.made_at) == number
 
 
 async def test_a_cancelled_wait_is_not_swallowed() -> None:
