@@ -18,7 +18,8 @@ _NO_CREDIT = frozenset({"insufficient_quota", "payment_required"})
 class KeyRing:
     """Whose turn it is among `size` keys, which are numbered from 0.
 
-    A key is dead once it has been refused twice in a row, with no answer in between, or once for good.
+    A key is dead once it has been refused for good, or twice in a row with no answer in between: by a call that
+    was sent when the key was doubted already, as many calls may be refused together by one short fault.
     """
 
     def __init__(self, size: int) -> None:
@@ -44,11 +45,20 @@ class KeyRing:
         """A call with `key` brought an answer."""
         self._doubted.discard(key)
 
-    def refused(self, key: int, *, for_good: bool = False) -> bool:
-        """A call with `key` was refused; return whether the key died of it, which it does once."""
+    def is_doubted(self, key: int) -> bool:
+        """Tell whether the last that was heard of `key` is a refusal."""
+        return key in self._doubted
+
+    def refused(self, key: int, *, sure: bool) -> bool:
+        """A call with `key` was refused; return whether the key died of it, which it does once.
+
+        Args:
+            key: the key.
+            sure: there is no doubt: it has no credit, or it was doubted already when the call was sent.
+        """
         if key not in self._turns:
             return False  # the call was already out when the key died
-        if not for_good and key not in self._doubted:
+        if not sure:
             self._doubted.add(key)
             return False
         self._doubted.discard(key)
@@ -97,10 +107,11 @@ class RotatingKeys:
         key = self._ring.take()
         if key is None:
             raise self._none_left()
+        doubted = self._ring.is_doubted(key)
         try:
             reply = await self._keys[key][1].send(request, timeout_s=timeout_s)
         except KeyRefused as error:
-            self._refused(key, error)
+            self._refused(key, error, confirmed=doubted)
             if not self._ring.live:
                 raise
             raise _doubted(error, wait=self._ring.live == {key}) from error
@@ -125,9 +136,9 @@ class RotatingKeys:
             for _, provider in self._keys:
                 stack.push_async_callback(provider.aclose)
 
-    def _refused(self, key: int, error: KeyRefused) -> None:
+    def _refused(self, key: int, error: KeyRefused, *, confirmed: bool) -> None:
         no_credit = error.status == 402 or error.code in _NO_CREDIT
-        if not self._ring.refused(key, for_good=no_credit):
+        if not self._ring.refused(key, sure=no_credit or confirmed):
             return
         self._last_refusal = (error.code, str(error))
         why = "has no credit" if no_credit else "was refused twice in a row"

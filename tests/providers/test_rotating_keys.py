@@ -99,32 +99,36 @@ class RingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ring = KeyRing(5)
-        self.in_a_row = Counter[int]()
+        self.doubted: set[int] = set()
         self.dead: set[int] = set()
         self.turns = Counter[int]()  # since the last death
 
     @rule(target=out)
-    def take(self) -> int | None:
+    def take(self) -> tuple[int | None, bool]:
         key = self.ring.take()
         assert (key is None) == (len(self.dead) == 5)
-        if key is not None:
-            assert key not in self.dead
-            self.turns[key] += 1
-        return key
+        if key is None:
+            return None, False
+        assert key not in self.dead
+        self.turns[key] += 1
+        assert self.ring.is_doubted(key) == (key in self.doubted)
+        return key, key in self.doubted
 
-    @rule(key=consumes(out))
-    def answer(self, key: int | None) -> None:
+    @rule(call=consumes(out))
+    def answer(self, call: tuple[int | None, bool]) -> None:
+        key, _ = call
         if key is not None:
             self.ring.answered(key)
-            self.in_a_row[key] = 0
+            self.doubted.discard(key)
 
-    @rule(key=consumes(out), for_good=st.integers(0, 9).map(lambda n: n == 0))
-    def refuse(self, key: int | None, for_good: bool) -> None:
+    @rule(call=consumes(out), for_good=st.integers(0, 9).map(lambda n: n == 0))
+    def refuse(self, call: tuple[int | None, bool], for_good: bool) -> None:
+        key, was_doubted = call
         if key is None:
             return
-        self.in_a_row[key] += 1
-        dies = key not in self.dead and (for_good or self.in_a_row[key] >= 2)
-        assert self.ring.refused(key, for_good=for_good) == dies
+        dies = key not in self.dead and (for_good or was_doubted)
+        assert self.ring.refused(key, sure=for_good or was_doubted) == dies
+        self.doubted.add(key)
         if dies:
             self.dead.add(key)
             self.turns.clear()
@@ -214,10 +218,20 @@ async def test_a_key_without_credit_is_left_out_at_once(error: KeyRefused) -> No
     assert await alone.send() == "KeyRefused"
 
 
+async def test_refusals_of_calls_that_were_sent_together_are_one_doubt() -> None:
+    rig = Rig(OneKey([refusal()] * 7 + [YES], latency_s=1), OneKey(latency_s=1))
+    ends = await asyncio.gather(*[rig.send() for _ in range(14)])
+    assert Counter(ends) == {"answered": 7, "KeyDoubted": 7}
+    assert rig.told == []
+    assert [await rig.send() for _ in range(4)] == ["answered"] * 4
+    assert rig.calls == [9, 9]
+
+
 async def test_calls_that_were_out_when_the_key_died_change_nothing_more() -> None:
     rig = Rig(OneKey([refusal()] * 6 + [YES], latency_s=1), OneKey(latency_s=1))
-    ends = await asyncio.gather(*[rig.send() for _ in range(14)])
-    assert Counter(ends) == {"answered": 8, "KeyDoubted": 6}  # also a late answer, which revives nobody
+    assert [await rig.send() for _ in range(2)] == ["KeyDoubted", "answered"]
+    ends = await asyncio.gather(*[rig.send() for _ in range(12)])
+    assert Counter(ends) == {"answered": 7, "KeyDoubted": 5}  # also a late answer, which revives nobody
     assert len(rig.told) == 1
     assert [await rig.send() for _ in range(4)] == ["answered"] * 4
     assert rig.calls == [7, 11]
@@ -290,5 +304,5 @@ async def test_over_http_the_good_keys_do_all_the_work_and_no_key_is_shown() -> 
     [event] = events
     assert isinstance(event, KeyDisabled)
     assert event.message.startswith("KEY_1 was refused twice in a row and is not used any more: HTTP 401")
-    assert 2 <= doubts <= 20
+    assert 2 <= doubts <= 40  # the twenty that were sent together, then one turn in three until it is sure
     assert not [key for key in [*good, bad] if key in repr(account) + event.message]
