@@ -42,7 +42,8 @@ OTHERS_OPTIONS = {"--quiet", "--editable", "--long"}
 
 def blocks(language: str) -> list[str]:
     """Return the README's fenced blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for named, text in found if named == language]
 
 
 def runnable(block: str) -> str:
@@ -188,12 +189,14 @@ def test_the_python_example(checkout: Path) -> None:
 
 
 def test_the_configuration_is_understood(tmp_path: Path) -> None:
-    [example] = blocks("yaml")
+    example, several = blocks("yaml")
     for text in (example, example.replace("\n# ", "\n")):
         (tmp_path / "batcher.yaml").write_text(text)
         settings = load_settings(tmp_path / "batcher.yaml", {})
-        assert (settings.provider, settings.timeout, settings.retry.attempts) == ("groq", 120.0, 5)
+        assert (settings.provider, settings.timeout, settings.retry.server.attempts) == ("groq", 120.0, 7)
         assert settings.prices["my-model"].output_usd == 0.4
+    (tmp_path / "several.yaml").write_text(several)
+    assert load_settings(tmp_path / "several.yaml", {}).accounts["team-a"].weight == 2
     assert settings.proxy == "http://proxy.internal:3128"
     assert settings.ca_file == "/etc/ssl/internal.pem"
     assert settings != Settings()

@@ -18,8 +18,8 @@ _NO_CREDIT = frozenset({"insufficient_quota", "payment_required"})
 class KeyRing:
     """Whose turn it is among `size` keys, which are numbered from 0.
 
-    A key is dead once it has been refused for good, or twice in a row with no answer in between: by a call that
-    was sent when the key was doubted already, as many calls may be refused together by one short fault.
+    A key is dead once it has been refused for good, or twice in a row with no answer in between: the second
+    time by a call that was sent when the key was doubted already, as one short fault may refuse many at once.
     """
 
     def __init__(self, size: int) -> None:
