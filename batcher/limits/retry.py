@@ -27,6 +27,9 @@ ClassName: TypeAlias = Literal["network", "timeout", "server", "capacity", "gene
 ALIKE = 3
 """So many times the same words in a row from a server that answers others: it will never answer this job."""
 
+DOUBTS = 10
+"""So many refusals of keys in a row that serve others end a job."""
+
 PASSING = {502, 503, 504, *range(520, 531)}
 """Statuses whose words are always the same, from something in front of the server or one that is busy."""
 
@@ -126,6 +129,7 @@ class Tally:
         self.attempts = 0
         self.failures: dict[ClassName, int] = {}  # those that count in their class
         self.requeues_in_a_row = 0
+        self.doubts_in_a_row = 0
         self._words: tuple[int, str] | None = None  # of the last counted failure, if a server said them
         self._alike = 0
 
@@ -136,6 +140,7 @@ class Tally:
         """Count one failed call."""
         name = class_of(error)
         limited = name == "rate_limit"
+        self.doubts_in_a_row = self.doubts_in_a_row + 1 if isinstance(error, KeyDoubted) else 0
         if error.counted or (limited and not error.probe):
             self.failures[name] = self.failures.get(name, 0) + 1
         if error.counted:
@@ -151,6 +156,9 @@ class Tally:
     def exhausted(self, error: CallError) -> bool:
         """Return whether `error`, counted last, ends the job."""
         name = class_of(error)
+        if isinstance(error, KeyDoubted):
+            # Keys that serve others and never this job: something in front of the API forbids its model.
+            return self.doubts_in_a_row >= DOUBTS and self._others_succeed()
         if not error.counted and name != "rate_limit":
             return False
         attempts = self._policy.of(name).attempts
@@ -169,9 +177,11 @@ class Tally:
             # The lane waits as long as the provider asks, for all its jobs at once.
             return self._policy.rate_limit.wait_s(max(0, self.failures.get(name, 0) - 1), random)
         asked_s = min(error.retry_after_s or 0.0, self._policy.longest_asked_wait_s)
-        if isinstance(error, KeyDoubted):
-            return asked_s  # another key may serve at once
         number = self.failures.get(name, 0) if error.counted else self.requeues_in_a_row
+        if isinstance(error, KeyDoubted):
+            if self.doubts_in_a_row <= 1:
+                return asked_s  # another key may serve at once
+            number = self.doubts_in_a_row - 1
         own_s = self._policy.of(name).wait_s(max(0, number - 1), random)
         return max(own_s, asked_s, error.shortest_wait_s)
 

@@ -25,14 +25,14 @@ from batcher.errors import (
     RateLimited,
     ServerError,
 )
-from batcher.limits.retry import RetryClass, RetryPolicy, Tally, retrying
+from batcher.limits.retry import DOUBTS, RetryClass, RetryPolicy, Tally, retrying
 from batcher.limits.retry_presets import PRESETS, on_preset
 
 POLICY = RetryPolicy()
 SIMPLE = PRESETS["simple"]
 COUNTED = [CapacityExceeded, ServerError, ConnectionLost, AttemptTimeout, BadReply, HostBlocked]
 UNCOUNTED = [RateLimited, ConnectFailed, LocalFault, KeyDoubted]
-FIRST_WAIT_S = {ConnectionLost: 0.5, ConnectFailed: 0.5, LocalFault: 0.5, RateLimited: 0.0, KeyDoubted: 0.0}
+FIRST_WAIT_S = {ConnectionLost: 0.5, ConnectFailed: 0.5, LocalFault: 0.5, RateLimited: 0.0}
 
 
 def error(
@@ -65,7 +65,7 @@ def calls_made(counted: Tally, failures: Iterable[CallError]) -> int | None:
     [
         *[pytest.param(kind, True, 5, id=f"{kind.__name__}, others succeed") for kind in COUNTED],
         *[pytest.param(kind, False, 20, id=f"{kind.__name__}, nobody succeeds") for kind in COUNTED],
-        *[pytest.param(kind, True, None, id=f"{kind.__name__} never counts") for kind in UNCOUNTED],
+        *[pytest.param(kind, True, None, id=f"{kind.__name__} never counts") for kind in UNCOUNTED[:-1]],
         pytest.param(BadGeneration, True, 3, id="BadGeneration"),
         pytest.param(BadGeneration, False, 3, id="BadGeneration, nobody succeeds"),
     ],
@@ -302,3 +302,20 @@ async def test_a_cancelled_wait_is_not_swallowed() -> None:
     with pytest.raises(asyncio.CancelledError):
         await repeated
     assert len(calls.made_at) == 1
+
+
+async def test_a_job_whose_keys_serve_only_others_ends() -> None:
+    doubted = KeyDoubted("unknown key", code="invalid_api_key", status=401)
+    tally = Tally(RetryPolicy(), others_succeed=lambda: True)
+    waits = []
+    for _ in range(DOUBTS - 1):
+        tally.count(doubted)
+        assert not tally.exhausted(doubted)
+        waits.append(tally.wait_s(doubted, 0.5))
+    tally.count(doubted)
+    assert tally.exhausted(doubted)
+    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+    patient = Tally(RetryPolicy(), others_succeed=lambda: False)
+    for _ in range(10 * DOUBTS):
+        patient.count(doubted)
+        assert not patient.exhausted(doubted)
