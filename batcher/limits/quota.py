@@ -86,6 +86,12 @@ class Quota:
         kept = {name.lower(): int(one.size) for name, one in self._limits.items() if one.size < math.inf}
         return QuotaLimits(window=self._window, **kept)
 
+    @property
+    def requests_per_minute(self) -> int | None:
+        """The limit on requests that the caller paces by: as told or learned, times the share, at least 1."""
+        one = self._limits["RPM"]
+        return None if math.isinf(one.size) else max(1, int(one.size))
+
     def fits(self, demand: Demand) -> str:
         """Return "" if the request can pass some time, else which limit it exceeds and by how much."""
         for one in self._limits.values():

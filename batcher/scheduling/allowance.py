@@ -220,10 +220,10 @@ class Allowance:
     def _follow_quota(self) -> None:
         """Pace at the requests a minute that the quota keeps now."""
         assert self._quota is not None
-        rpm = self._quota.limits.rpm
+        rpm = self._quota.requests_per_minute
         if rpm is None:
             return
         if self._pacer is None:
-            self._pacer = Pacer(max(1, rpm), self._on_token)
+            self._pacer = Pacer(rpm, self._on_token)
         else:
-            self._pacer.resize(max(1, rpm))
+            self._pacer.resize(rpm)
