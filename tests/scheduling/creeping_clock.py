@@ -22,6 +22,11 @@ class CreepingClockLoop(VirtualClockLoop):
         self._reads += 1
         return super().time() + self._reads * 1e-9
 
+    @property
+    def timers(self) -> int:
+        """Timers that are still to fire."""
+        return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
+
 
 def on_creeping_clock(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine to its end."""
