@@ -273,6 +273,16 @@ def test_a_probe_that_hangs_is_given_up_and_the_next_one_waits_longer() -> None:
     assert circuit.free_at(now) == now + 300.0, "each lost probe counts as a failed one"
 
 
+def test_news_of_one_probe_gives_the_others_their_time_again() -> None:
+    circuit = breaker()
+    fail_open(circuit, 0.0)
+    circuit.settle(circuit.grant(5.0), S, 30.0)
+    circuit.grant(31.0)
+    circuit.settle(circuit.grant(32.0), I, 50.0)
+    circuit.grant(51.0)
+    assert circuit.free_at(52.0) == 50.0 + POLICY.probe_timeout_s
+
+
 def test_while_probes_come_back_the_hanging_ones_cost_no_time() -> None:
     circuit = breaker()
     fail_open(circuit, 0.0)
