@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,28 @@ import orjson
 
 from batcher.accounts import SIMULATOR, open_accounts
 from batcher.clock import monotonic, utcnow
-from batcher.config import Settings, deadline_in_s
+from batcher.config import Settings
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BadInput, BatcherError
+from batcher.errors import BadInput, BatcherError, ConfigError
 from batcher.events import Emit, Event, JobFinished
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
 from batcher.journal import Journal
 from batcher.ledger import Ledger, state_directory
+from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
 from batcher.observe.notices import WriteNotices
 from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
-from batcher.resume import provider_of, repair, set_aside, supersede
+from batcher.resume import cost_of_results, provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Account, Routing
 from batcher.sharing import SharedAccount
 from batcher.spec import RunSpec, Watcher
+from batcher.text.durations import deadline_in_s
 from batcher.types import OutputPaths, Result, output_paths
-from batcher.wiring import build_run, fitting_concurrency
+from batcher.wiring import build_run, fitting_concurrency, run_pricing
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ async def run_batch(
         BatcherError: the run could not begin, or could not keep its results.
     """
     started_at = utcnow()
-    deadline_at = monotonic() + deadline_in_s(settings.deadline, started_at) if settings.deadline else None
+    deadline_at = _deadline_at(settings, started_at)
     stats = Stats()
     listeners: list[Emit] = [stats, watcher.event]
     emit = _all(listeners)
@@ -76,6 +78,7 @@ async def run_batch(
         replaced = await _make_way(spec, paths, index)
         if lock is not None:
             lock.relock()
+        budget = await _budget(settings, paths, provider.name, index.models)
         run_began_at = monotonic()
 
         journal = _open_journal(paths, stack)
@@ -97,6 +100,7 @@ async def run_batch(
             concurrency=fitting_concurrency(settings.concurrency),
             deadline_at=deadline_at,
             room=watcher.room,
+            budget=budget,
             on_lane=lambda account, lane: books[account].prepare(lane) if account in books else None,
         )
         books = await _share(accounts, routing, environ, emit, stack)
@@ -137,6 +141,14 @@ async def run_batch(
         return content
 
 
+def _deadline_at(settings: Settings, now_utc: datetime) -> float | None:
+    """Return the loop time at which the run ends: the earlier of deadline and longest duration, if any."""
+    ends_in_s = [settings.max_runtime] if settings.max_runtime is not None else []
+    if settings.deadline is not None:
+        ends_in_s.append(deadline_in_s(settings.deadline, now_utc))
+    return monotonic() + min(ends_in_s) if ends_in_s else None
+
+
 def _end_at(deadline_at: float, stop: Stop, stack: AsyncExitStack) -> None:
     """Let the run's deadline end it from now on, also while it still reads its input."""
     loop = asyncio.get_running_loop()
@@ -162,6 +174,26 @@ async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -
     elif index.replaces:
         return await asyncio.to_thread(supersede, paths, index.is_replaced)
     return 0
+
+
+async def _budget(
+    settings: Settings, paths: OutputPaths | None, provider: str, models: Sequence[str]
+) -> Budget | None:
+    """Return what the run may still spend.
+
+    Raises:
+        ConfigError: the price of a model is unknown, so that no budget can hold.
+    """
+    if settings.max_cost is None:
+        return None
+    pricing = run_pricing(settings, provider)
+    if unknown := [model for model in models if pricing.price(model) is None]:
+        raise ConfigError(
+            f"max_cost: the price of {', '.join(unknown[:5])} is unknown, so no budget can hold; name it in "
+            "the configuration: prices: {MODEL: {input_usd: 0.10, output_usd: 0.40}}, per million tokens"
+        )
+    spent_usd = 0.0 if paths is None else await asyncio.to_thread(cost_of_results, paths)
+    return Budget(settings.max_cost, spent_usd=spent_usd)
 
 
 def _refuse_mixture(paths: OutputPaths, provider: str) -> None:

@@ -23,6 +23,7 @@ from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryClass, RetryPolicy
 from batcher.limits.retry_presets import on_preset
 from batcher.pricing import Price
+from batcher.text.durations import deadline_in_s, duration_s
 
 ProviderName: TypeAlias = Literal["groq", "openai-compatible"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -30,9 +31,7 @@ Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 MAX_FILE_BYTES = 1024 * 1024
 _LONGEST_S = 30 * 86400
-_DURATIONS = ("timeout", "grace", "connect_timeout")
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*(s|m|h|d)?")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATIONS = ("timeout", "grace", "connect_timeout", "max_runtime")
 _CHOICES = {"provider": get_args(ProviderName), "log_level": get_args(LogLevel)}
 _PROXY = re.compile(r"(https?|socks5h?)://.+", re.IGNORECASE)
 _ACCOUNT = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -81,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         connect_timeout: seconds for a connection to come about.
         grace: seconds that calls in flight may go on after a stop.
         deadline: a duration or an ISO time at which the run ends.
+        max_runtime: seconds after which the run ends, however much is left of the deadline.
+        max_cost: dollars that the answers of an output may cost, those of earlier runs included.
         retry: how often and how long apart failed calls are tried again, by class of failure.
         breaker: when a failing provider is left alone for a while.
         prices: dollars per million tokens by model, before the built-in tables.
@@ -115,6 +116,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 10.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 60.0
     deadline: str | None = None
+    max_runtime: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] | None = None
+    max_cost: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
     retry: RetryPolicy = RetryPolicy()
     breaker: BreakerPolicy = BreakerPolicy()
     prices: dict[str, Price] = {}
@@ -182,37 +185,6 @@ def _understood(values: dict[str, Any], place: str) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
     return values
-
-
-def duration_s(text: str, name: str) -> float:
-    """Return the seconds of a duration such as `90`, `15m`, `2h` or `1.5h`.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"{name}: {text!r} is not a duration; write seconds or 90s, 15m, 2h, 1d")
-    return float(match.group(1)) * _UNIT_S[match.group(2) or "s"]
-
-
-def deadline_in_s(text: str, now: datetime) -> float:
-    """Return the seconds from `now` to a deadline given as a duration or as an ISO time.
-
-    An ISO time without an offset is local time. The result is negative for a time that has passed.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    if _DURATION.fullmatch(text.strip()):
-        return duration_s(text, "deadline")
-    try:
-        moment = datetime.fromisoformat(text.strip()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ConfigError(
-            f"deadline: {text!r} is neither a duration (90, 15m, 2h) nor an ISO time (2026-12-24T18:00)"
-        ) from None
-    return (moment - now).total_seconds()
 
 
 def line_defaults(settings: Settings) -> LineDefaults:

@@ -7,6 +7,7 @@ A result file may be another file afterwards (another inode), so its lock must b
 """
 
 import contextlib
+import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Set
@@ -28,6 +29,7 @@ _CHUNK_BYTES = 1 << 20
 class _About(msgspec.Struct, gc=False):
     request_sha256: str
     provider: str = ""
+    cost_usd: float | None = None
 
 
 class _Failure(msgspec.Struct, gc=False):
@@ -116,6 +118,21 @@ def provider_of(paths: OutputPaths) -> str:
                 if line is not None:
                     return line.batcher.provider
     return ""
+
+
+def cost_of_results(paths: OutputPaths) -> float:
+    """Return the dollars that all answers of an output have cost, as far as is known, replaced ones included.
+
+    Raises:
+        OutputError: a file cannot be read.
+    """
+    with output_errors(paths.results):
+        return math.fsum(
+            line.batcher.cost_usd or 0.0
+            for path in (paths.results, paths.errors, paths.superseded)
+            for _, line in _pieces(path)
+            if line is not None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

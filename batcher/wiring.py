@@ -10,10 +10,12 @@ from batcher.accounts import SIMULATOR
 from batcher.config import Settings
 from batcher.engines.online import OnlineRun, RunLimits
 from batcher.engines.stop import Stop, StopReason
-from batcher.events import Emit
+from batcher.events import BudgetReached, Emit
 from batcher.execution.attempt import Attempts, CallLog
 from batcher.execution.complete import Completer
 from batcher.execution.execute import Executor
+from batcher.execution.purse import Purse
+from batcher.limits.budget import Budget
 from batcher.limits.quota import QuotaLimits
 from batcher.pricing import FREE, Pricing
 from batcher.results import ResultWriter
@@ -64,6 +66,7 @@ def build_run(
     concurrency: int,
     deadline_at: float | None,
     room: Callable[[], Awaitable[None]],
+    budget: Budget | None = None,
     on_lane: Callable[[Account, Lane], None] = lambda account, lane: None,
 ) -> tuple[OnlineRun, Routing]:
     """Put together the parts of a run that starts now.
@@ -79,6 +82,7 @@ def build_run(
         concurrency: calls in flight.
         deadline_at: loop time of the run's end, None without one.
         room: waits while who takes the results has fallen behind.
+        budget: what the run may cost, None if nobody said.
         on_lane: told of each lane that is made, before its first job.
     """
     provider = accounts[0].provider.name
@@ -96,8 +100,15 @@ def build_run(
         fallback_after_s=settings.fallback_after_s,
         on_all_refused=keys_refused,
     )
-    attempts = Attempts(journal, emit, timeout_s=settings.timeout)
-    pricing = Pricing(provider, settings.prices, default=FREE if provider == SIMULATOR else None)
+
+    def budget_reached(budget: Budget) -> None:
+        emit(BudgetReached(spent_usd=budget.spent_usd, budget_usd=budget.limit_usd))
+        stop.drain(StopReason.BUDGET, f"the cost budget of ${budget.limit_usd:g} is reached: ${budget.spent_usd:.4f} are spent")
+        routing.park(stop.message)
+
+    pricing = run_pricing(settings, provider)
+    purse = None if budget is None else Purse(budget, pricing, budget_reached)
+    attempts = Attempts(journal, emit, timeout_s=settings.timeout, purse=purse)
     executor = Executor(Completer(routing, attempts, settings.retry, emit), pricing, emit, provider=provider)
     limits = RunLimits(
         concurrency=concurrency,
@@ -107,6 +118,11 @@ def build_run(
         batch=BatchPolicy(size=settings.batch_size, wait_s=settings.batch_wait_s),
     )
     return OnlineRun(queue, routing, executor.execute, writer, limits, room=room), routing
+
+
+def run_pricing(settings: Settings, provider: str) -> Pricing:
+    """Return what tokens cost at a provider; what is simulated is free unless the user prices it."""
+    return Pricing(provider, settings.prices, default=FREE if provider == SIMULATOR else None)
 
 
 def _lane_maker(

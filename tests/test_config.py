@@ -1,20 +1,15 @@
 """Settings: where they come from, what they refuse, and in which words."""
 
-from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from batcher.config import (
     MAX_FILE_BYTES,
     AccountSettings,
     Settings,
-    deadline_in_s,
-    duration_s,
     load_settings,
     shown,
 )
@@ -22,8 +17,6 @@ from batcher.errors import ConfigError
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryClass, RetryPolicy
 from batcher.pricing import Price
-
-NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 def from_text(tmp_path: Path, text: str | bytes, **overrides: Any) -> Settings:
@@ -56,6 +49,8 @@ timeout: 2m
 connect_timeout: 1.5s
 grace: 0
 deadline: 2h
+max_runtime: 50m
+max_cost: 12.5
 retry: {preset: simple, server: {attempts: 7}, network: {longest_wait_s: 10, wait: jitter}, calls: 9}
 breaker: {failures_in_a_row: 5, first_wait_s: 1}
 prices: {my-model: {input_usd: 0.1, output_usd: 0.4}, o: {input_usd: 1, output_usd: 2, cached_input_usd: 0}}
@@ -96,6 +91,8 @@ def test_a_file_may_set_everything(tmp_path: Path) -> None:
         connect_timeout=1.5,
         grace=0.0,
         deadline="2h",
+        max_runtime=3000.0,
+        max_cost=12.5,
         retry=RetryPolicy(
             timeout=RetryClass(attempts=3, first_wait_s=2.0, wait="doubling"),
             server=RetryClass(attempts=7, wait="fixed"),
@@ -288,62 +285,6 @@ def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 90),
-        ("90s", 90),
-        ("1.5h", 5400),
-        ("15m", 900),
-        ("2h", 7200),
-        ("1d", 86400),
-        (" 5 m ", 300),
-        ("0", 0),
-        ("0.25", 0.25),
-    ],
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert duration_s(text, "timeout") == seconds
-
-
-@pytest.mark.parametrize("text", ["", "m", "-5", "1e3", "5 minutes", "1h30m", "inf", "nan", ".5", "9" * 400])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ConfigError, match="timeout"):
-        duration_s(text, "timeout")
-
-
-@given(number=st.integers(0, 10**9 - 1), unit=st.sampled_from(["", "s", "m", "h", "d"]))
-def test_every_duration_is_finite_and_grows_with_its_unit(number: int, unit: str) -> None:
-    assert number <= duration_s(f"{number}{unit}", "x") <= number * 86400
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("90", 90),
-        ("2h", 7200),
-        ("2026-11-21T12:30Z", 1800),
-        ("2026-11-21T12:30:00+00:00", 1800),
-        ("2026-11-21 14:00:00+01:00", 3600),
-        ("2026-11-21T11:00Z", -3600),
-        ("2026-11-22T00:00:00Z", 43200),
-    ],
-)
-def test_deadlines(text: str, seconds: float) -> None:
-    assert deadline_in_s(text, NOON) == seconds
-
-
-def test_a_deadline_without_an_offset_is_local_time() -> None:
-    local = (NOON + timedelta(hours=1)).astimezone().replace(tzinfo=None)
-    assert deadline_in_s(local.isoformat(), NOON) == 3600
-
-
-@pytest.mark.parametrize("text", ["", "tomorrow", "2026-13-01", "0001-01-01T00:00+14:00", "-5", "12:30"])
-def test_what_is_no_deadline(text: str) -> None:
-    with pytest.raises(ConfigError, match="neither a duration"):
-        deadline_in_s(text, NOON)
-
-
-@pytest.mark.parametrize(
     ("text", "deadline"),
     [
         ("90", "90"),
@@ -355,15 +296,6 @@ def test_what_is_no_deadline(text: str) -> None:
 )
 def test_deadlines_may_be_written_bare_in_yaml(tmp_path: Path, text: str, deadline: str) -> None:
     assert from_text(tmp_path, f"deadline: {text}\n").deadline == deadline
-
-
-@given(
-    at=st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 29)),
-    offset=st.integers(-14, 14),
-)
-def test_every_time_with_an_offset_is_a_deadline(at: datetime, offset: int) -> None:
-    moment = at.replace(tzinfo=timezone(timedelta(hours=offset)))
-    assert deadline_in_s(moment.isoformat(), NOON) == (moment - NOON).total_seconds()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Duration(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` if it is a duration; a usage error otherwise."""
-        from batcher.config import duration_s  # noqa: PLC0415 - --help stays quick
+        from batcher.text.durations import duration_s  # noqa: PLC0415 - --help stays quick
 
         try:
             duration_s(value, "duration")
@@ -62,7 +62,7 @@ class Deadline(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` if it is a deadline; a usage error otherwise."""
         from batcher.clock import utcnow  # noqa: PLC0415 - --help stays quick
-        from batcher.config import deadline_in_s  # noqa: PLC0415
+        from batcher.text.durations import deadline_in_s  # noqa: PLC0415
 
         try:
             if deadline_in_s(value, utcnow()) <= 0:

@@ -35,6 +35,13 @@ batcher run jobs.jsonl --retry-failed              run those again that failed f
 @option("--tpm", type=click.IntRange(min=1), help="Tokens a minute, per model.")
 @option("--concurrency", type=click.IntRange(min=1), help="Most calls in flight over the whole run (256).")
 @option("--deadline", type=Deadline(), metavar="WHEN", help="Ends the run: a duration (2h) or an ISO time.")
+@option("--max-runtime", type=Duration(), metavar="S", help="Ends the run after so long, e.g. 50m.")
+@option(
+    "--max-cost",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="USD",
+    help="Most that the answers in OUT may cost, those of earlier runs included (exit 4).",
+)
 @option("--grace", type=Duration(), metavar="S", help="How long calls in flight may go on after a stop (60).")
 @option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N more jobs.")
 @option("--retry-failed", is_flag=True, help="Run jobs again that failed for good.")

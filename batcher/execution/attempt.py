@@ -7,6 +7,7 @@ from typing import Protocol
 from batcher.clock import monotonic
 from batcher.errors import CallError, RateLimited
 from batcher.events import AttemptFinished, Emit
+from batcher.execution.purse import Purse
 from batcher.providers.limit_headers import limit_named
 from batcher.scheduling.allowance import Lesson
 from batcher.scheduling.permit import Permit
@@ -68,10 +69,11 @@ class Story:
 class Attempts:
     """Makes single calls: waits for a permit, writes the journal, sends, settles."""
 
-    def __init__(self, journal: CallLog, emit: Emit, *, timeout_s: float) -> None:
+    def __init__(self, journal: CallLog, emit: Emit, *, timeout_s: float, purse: Purse | None = None) -> None:
         self._journal = journal
         self._emit = emit
         self._timeout_s = timeout_s
+        self._purse = purse
 
     async def attempt(
         self, story: Story, request: Request, route: Route, *, patience_s: float = math.inf
@@ -89,11 +91,8 @@ class Attempts:
             LaneParked: the lane lets nothing more through in this run.
             LaneHeldUp: the lane is shut for longer than `patience_s`.
         """
-        job, lane = story.job, route.lane
-        demand = lane.demand(request.body, answers=request.endpoint != "/v1/embeddings")
-        permit = await lane.permit(
-            priority=job.priority, since=story.began_at, demand=demand, patience_s=patience_s
-        )
+        job = story.job
+        permit, reserved_usd = await self._admit(story, request, route, patience_s)
         with permit:
             story.calls += 1
             story.model = request.model
@@ -104,16 +103,18 @@ class Attempts:
             try:
                 reply = await route.provider.send(request, timeout_s=timeout_s)
             except CallError as error:
-                self._failed(story, permit, sent_at, error)
+                self._failed(story, permit, reserved_usd, sent_at, error)
                 raise
             except BaseException as error:
                 code = "cancelled" if isinstance(error, asyncio.CancelledError) else "internal_error"
                 lost = CallError(f"the call was given up: {error or code}", code=code)
-                self._failed(story, permit, sent_at, lost)
+                self._failed(story, permit, reserved_usd, sent_at, lost)
                 raise
             self._clock(story, sent_at)
             story.attempts += 1
             story.charged.append((request.model, reply.usage))
+            if self._purse is not None:
+                self._purse.answered(reserved_usd, request, reply.usage)
             permit.settle(
                 Lesson(
                     outcome=Outcome.SUCCESS,
@@ -126,8 +127,32 @@ class Attempts:
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply
 
-    def _failed(self, story: Story, permit: Permit, sent_at: float, error: CallError) -> None:
+    async def _admit(
+        self, story: Story, request: Request, route: Route, patience_s: float
+    ) -> tuple[Permit, float]:
+        """Wait for leave and for money, holding neither while waiting for the other."""
+        lane = route.lane
+        demand = lane.demand(request.body, answers=request.endpoint != "/v1/embeddings")
+        most_usd = self._purse.most_usd(request) if self._purse is not None else 0.0
+        if most_usd is None:
+            lane.park(f"{request.model}: its price is unknown, so the cost budget lets nothing through")
+            most_usd = 0.0
+        while True:
+            if self._purse is not None:
+                await self._purse.room(most_usd)
+            permit = await lane.permit(
+                priority=story.job.priority, since=story.began_at, demand=demand, patience_s=patience_s
+            )
+            if self._purse is None or self._purse.reserve(most_usd):
+                return permit, most_usd
+            permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
+
+    def _failed(
+        self, story: Story, permit: Permit, reserved_usd: float, sent_at: float, error: CallError
+    ) -> None:
         self._clock(story, sent_at)
+        if self._purse is not None:
+            self._purse.failed(reserved_usd, error)
         error.probe = permit.probe
         story.attempts += error.counted
         permit.settle(_lesson(error))

@@ -67,6 +67,8 @@ VALUES = {
     "tpm": "6",
     "concurrency": "7",
     "deadline": "2h",
+    "max_runtime": "2400",
+    "max_cost": "5.5",
     "grace": "8",
     "limit": "9",
     "retry_failed": "1",
@@ -127,7 +129,13 @@ def test_what_is_shown_hides_passwords_and_keys(here: Path) -> None:
     ("args", "code", "message"),
     [
         ([], 2, "Missing argument 'FILE...'"),
-        (["jobs.jsonl", "--max-cost", "5"], 2, "No such option '--max-cost'"),
+        (["jobs.jsonl", "--template", "t"], 2, "No such option '--template'"),
+        (["jobs.jsonl", "--max-cost", "0"], 2, "0.0 is not in the range x>0"),
+        (
+            ["jobs.jsonl", "--max-cost", "5", "--base-url", "http://127.0.0.1:9/v1"],
+            78,
+            "the price of m is unknown, so no budget can hold",
+        ),
         (["jobs.jsonl", "--concurrency", "0"], 2, "0 is not in the range x>=1"),
         (["jobs.jsonl", "--limit", "0"], 2, "0 is not in the range x>=1"),
         (["jobs.jsonl", "--on-changed", "ask"], 2, "'ask' is not one of 'error', 'rerun', 'keep'"),

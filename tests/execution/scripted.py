@@ -1,15 +1,17 @@
 """A provider that answers as it is told, a journal that remembers, and runs made of them."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from batcher.clock import monotonic
 from batcher.events import AttemptFinished, Event
-from batcher.execution.attempt import Attempts, CallLog
+from batcher.execution.attempt import Attempts, CallLog, Story
 from batcher.execution.complete import Completer
 from batcher.execution.execute import Executor
+from batcher.execution.purse import Purse
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.pricing import FREE, Price, Pricing
@@ -39,12 +41,13 @@ def job(
     schema: bytes | None = None,
     deadline_s: float | None = None,
     kind: str = "chat",
+    body: bytes = b"",
 ) -> Job:
     return Job(
         id="j",
         endpoint="/v1/chat/completions",
         model=model,
-        body=b'{"model":"%s","messages":[]}' % model.encode(),
+        body=body or b'{"model":"%s","messages":[]}' % model.encode(),
         request_sha256="0" * 64,
         where="jobs.jsonl:1",
         fallback=fallback,
@@ -111,6 +114,7 @@ class Run:
         retry: RetryPolicy | None = None,
         limits: Callable[[str], LaneLimits] = lambda model: LaneLimits(),
         journal: CallLog | None = None,
+        purse: Purse | None = None,
     ) -> None:
         self.log: list[tuple[str, ...]] = []
         self.events: list[Event] = []
@@ -129,7 +133,7 @@ class Run:
             on_all_refused=self.refused.append,
         )
         journal = journal or RememberingJournal(self.log)
-        self.attempts = Attempts(journal, self.events.append, timeout_s=timeout_s)
+        self.attempts = Attempts(journal, self.events.append, timeout_s=timeout_s, purse=purse)
         self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy(), self.events.append)
         self.executor = Executor(
             self.completer,
@@ -137,6 +141,10 @@ class Run:
             self.events.append,
             provider="scripted",
         )
+
+    async def complete(self, job: Job) -> Reply:
+        """Get the answer to a job that leaves the queue now."""
+        return await self.completer.complete(Story(job, began_at=monotonic(), deadline_at=math.inf))
 
     @property
     def attempts_told(self) -> list[AttemptFinished]:
