@@ -20,7 +20,7 @@ def cwd(tmp_path: Path) -> Path:
 
 def spent_usd(cwd: Path) -> float:
     """What the answers on disk have cost."""
-    return sum(result["batcher"]["cost_usd"] for result in read_lines(cwd / "results" / "jobs.jsonl"))
+    return sum(float(result["batcher"]["cost_usd"]) for result in read_lines(cwd / "results" / "jobs.jsonl"))
 
 
 def test_4_the_budget_is_never_exceeded_and_holds_over_runs(cwd: Path) -> None:
