@@ -1,0 +1,121 @@
+"""Lanes of several runs that split an account's minute, and count what the others used of the day."""
+
+import asyncio
+
+import pytest
+from creeping_clock import on_creeping_clock
+from lane_kit import MINUTE_S, lesson, make_lane, most_in_a_minute, now_or_never, settled
+
+from batcher.clock import monotonic
+from batcher.limits.limit import DAY_S, EVEN_SHARE, Demand
+from batcher.limits.quota import QuotaLimits
+from batcher.scheduling.allowance import Lesson
+from batcher.scheduling.lane import LaneLimits
+from batcher.scheduling.slots import RunSlots
+from batcher.types import Outcome, RateLimits, Usage
+
+TOKENS = 100
+PER_MINUTE = 300
+STAGE_S = 2.1 * MINUTE_S
+TOLD = {
+    "requests": QuotaLimits(rpm=PER_MINUTE),
+    "tokens": QuotaLimits(tpm=PER_MINUTE * TOKENS),
+    "learned": QuotaLimits(),
+}
+SEEN = RateLimits(requests=PER_MINUTE, requests_window_s=MINUTE_S, tokens_per_minute=PER_MINUTE * TOKENS)
+
+
+class Run:
+    """A run that keeps its lane busy and notes when calls started."""
+
+    def __init__(self, kind: str) -> None:
+        self.lane = make_lane(LaneLimits(quota=TOLD[kind]), slots=RunSlots(40))
+        self.started: list[float] = []
+        self._end = Lesson(
+            outcome=Outcome.SUCCESS,
+            usage=Usage(input_tokens=TOKENS, output_tokens=0),
+            seen=SEEN if kind == "learned" else None,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def go(self) -> None:
+        self._tasks = [asyncio.create_task(self._work()) for _ in range(20)]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.lane.park("done")
+
+    async def _work(self) -> None:
+        while True:
+            await self.call()
+
+    async def call(self) -> None:
+        with await self.lane.permit(demand=Demand(TOKENS, 0)) as permit:
+            self.started.append(monotonic())
+            await asyncio.sleep(1.0)
+            permit.settle(self._end)
+
+
+async def share_out(*shares: tuple[Run, float]) -> None:
+    """Tell the runs their shares, and see that each uses its own once the last minute's calls have gone."""
+    for run, share in shares:
+        run.lane.set_share(share)
+    await asyncio.sleep(STAGE_S)
+    for run, share in shares:
+        lately = sum(moment >= monotonic() - MINUTE_S for moment in run.started)
+        assert 0.97 <= lately / (share * PER_MINUTE) <= 1.0
+
+
+@pytest.mark.parametrize("kind", list(TOLD))
+def test_shares_that_change_in_mid_run_are_used_and_never_exceeded_together(kind: str) -> None:
+    async def main() -> None:
+        one, other = Run(kind), Run(kind)
+        await one.call()
+        one.go()
+        await share_out((one, 1.0))
+        other.lane.set_share(0.5)  # before it calls for the first time
+        one.lane.set_share(0.5)
+        await other.call()
+        other.go()
+        await share_out((one, 0.5), (other, 0.5))
+        await share_out((one, 0.25), (other, 0.75))
+        await other.stop()
+        await share_out((one, 1.0))
+        await one.stop()
+        # The tokens that may go out at once when a run begins come on top of what the others have just used.
+        at_once = EVEN_SHARE * 0.5 * PER_MINUTE if kind == "tokens" else 0.0
+        assert most_in_a_minute(sorted(one.started + other.started)) <= PER_MINUTE + at_once
+        for run in (one, other):
+            assert most_in_a_minute(run.started) <= PER_MINUTE
+
+    on_creeping_clock(main())
+
+
+@pytest.mark.parametrize(
+    ("per_day", "others"),
+    [(QuotaLimits(rpd=100), (90, 0)), (QuotaLimits(tpd=100 * TOKENS), (0, 90 * TOKENS))],
+)
+async def test_what_others_use_of_the_day_is_missing_here(
+    per_day: QuotaLimits, others: tuple[int, int]
+) -> None:
+    lane = make_lane(LaneLimits(quota=per_day), slots=RunSlots(1))
+    lane.used_elsewhere(*others)
+    for _ in range(10):
+        (await now_or_never(lane.permit(demand=Demand(TOKENS, 0)))).settle(lesson(Outcome.SUCCESS))
+    (await lane.permit(demand=Demand(TOKENS, 0))).settle(lesson(Outcome.SUCCESS))
+    assert monotonic() == pytest.approx(DAY_S / 100)
+
+
+async def test_who_waits_is_told_when_others_use_the_day_or_a_share_grows() -> None:
+    lane = make_lane(LaneLimits(quota=QuotaLimits(tpm=1_000, rpd=1_000_000)))
+    lane.set_share(0.25)
+    (await now_or_never(lane.permit(demand=Demand(200, 0)))).settle(lesson(Outcome.SUCCESS))
+    await asyncio.sleep(30.0)
+    waiting = asyncio.create_task(lane.permit(demand=Demand(200, 0)))
+    await settled()
+    assert not waiting.done()
+    lane.set_share(1.0)
+    await waiting
+    assert monotonic() < 60.0
