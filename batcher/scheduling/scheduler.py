@@ -98,7 +98,7 @@ class Scheduler:
             pass
 
     def _start_batch(self, model: str) -> bool:
-        """Start the most urgent jobs of a model while it has room; tell whether others may follow at once."""
+        """Start the ready jobs of a model while it has room; tell whether others may follow at once."""
         if self._routing.parked:
             return False
         alive, sleeping = self._alive[model], self._routing.asleep[model]
@@ -108,9 +108,8 @@ class Scheduler:
         run = batches.next_run or batches.refill(monotonic()) if room > 0 else None
         if run is None:
             return False
-        urgency = run.urgency
         closed: Job | None = None
-        while run is not None and run.urgency == urgency and room > 0:
+        while run is not None and room > 0:
             # Taken away only once it is read, so that a line that cannot be read is met again.
             job = self._queue.read(run.rows[-1])
             batches.advance()

@@ -122,9 +122,11 @@ def test_a_leader_that_was_dropped_holds_nothing_back() -> None:
 def test_all_that_waits_can_be_dropped() -> None:
     with queue_of([("a", 0)] * 9 + [("b", 0)], prefixes=dict.fromkeys(range(3), 1)) as queue:
         batches = Batches(queue, "a", BatchPolicy(size=4))
-        assert batches.refill(0.0)
+        run = batches.refill(0.0)
+        assert run is not None
         batches.drop()
         assert len(queue) == 1
+        batches.warmed(run.group, 0.0)
         assert batches.refill(0.0) is None
         assert repr(batches) == "<Batches a 0 ready, 0 held back>"
         assert ready(Batches(queue, "b", BatchPolicy())) == [9]

@@ -194,6 +194,8 @@ async def test_when_all_routes_park_what_is_held_back_stays_pending() -> None:
 
 
 async def test_a_line_that_cannot_be_read_after_a_wait_is_met_again_where_the_run_can_end() -> None:
+    mishaps: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: mishaps.append(context))
     with scheduled("AAA") as run:
         run.scheduler.fill()
 
@@ -205,6 +207,7 @@ async def test_a_line_that_cannot_be_read_after_a_wait_is_met_again_where_the_ru
         assert run.order == [0]
         with pytest.raises(OutputError, match="jobs:2"):
             run.end(0)
+    assert not mishaps
 
 
 # What happens at one moment may happen in any order.
