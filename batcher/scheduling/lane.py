@@ -21,9 +21,6 @@ from batcher.types import Outcome
 OVERTAKEN_S = 10.0
 """How long the first in line, for which the tokens are not there yet, lets smaller ones go before it."""
 
-OVERTAKERS = 8
-"""How many behind the first are looked at."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
@@ -282,7 +279,7 @@ class Lane:
             first.first_at = now
         if now - first.first_at >= OVERTAKEN_S:
             return first, free_at
-        for other in self._waiters.behind_first(OVERTAKERS):
+        for other in self._waiters.behind_first():
             if self._allowance.misfit(other.demand):
                 continue
             if (other_at := self._allowance.quota_until(other.demand, now)) <= now:

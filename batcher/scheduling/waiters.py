@@ -11,6 +11,9 @@ from batcher.limits.limit import Demand
 
 T = TypeVar("T")
 
+OVERTAKERS = 8
+"""How many behind the first are looked at, where smaller ones may go before it."""
+
 ROUNDING_S = 1e-6
 """Patience is over so much earlier, lest a timer for its end comes too early and is set again and again."""
 
@@ -87,8 +90,8 @@ class Waiters(Generic[T]):
         self._shortest_patience_s = min(staying, default=math.inf)
         return leaving, self._shortest_patience_s
 
-    def behind_first(self, most: int) -> list[Waiter[T]]:
-        """Return up to `most` of those who wait behind the first with the same priority, best first."""
+    def behind_first(self) -> list[Waiter[T]]:
+        """Return the next few who wait behind the first with the same priority, best first."""
         urgency = self._line[0].urgency
-        near = self._line[1 : most + 1]
+        near = self._line[1 : OVERTAKERS + 1]
         return [waiter for waiter in near if waiter.urgency == urgency and not waiter.future.done()]
