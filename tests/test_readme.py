@@ -20,6 +20,7 @@ from command_line import simulator_thread
 from batcher import errors
 from batcher.cli.main import COMMANDS, cli
 from batcher.config import Settings, load_settings
+from batcher.engines.stop import StopReason
 from batcher.errors import BatcherError
 from batcher.jobs.lines import LineDefaults, check_line
 from batcher.providers.simulator.settings import SimulatorSettings
@@ -228,7 +229,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BatcherError)
     ]
     raised = {kind.exit_code for kind in kinds}
-    assert listed == raised | {0, 2, 3, 130, 143}
+    assert listed == raised | {int(reason) for reason in StopReason} | {0, 2, 3}
 
 
 def test_the_files_are_those_of_an_output() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from harness import assert_each_once, batcher, job, names, read_lines, read_summary, simulating, write_jobs
 
-PRICED = "prices: {openai/gpt-oss-20b: {input_usd: 0, output_usd: 1000000}}\n"  # a dollar for each token of an answer
+PRICED = "prices: {openai/gpt-oss-20b: {input_usd: 0, output_usd: 1000000}}\n"
+"""A dollar for each token of an answer."""
+
 JOBS = 40
 
 
