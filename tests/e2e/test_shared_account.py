@@ -25,7 +25,9 @@ from harness import (
 KEY = "sk-made-up"
 LONG = "please " * 100
 
-not_wired = pytest.mark.xfail(strict=False, reason="not wired yet")
+not_wired = pytest.mark.xfail(
+    strict=False, reason="a limit of ours that is used up does not park its lane yet"
+)
 
 
 class Admission(NamedTuple):
@@ -76,7 +78,6 @@ def ended(run: Started) -> Done:
     return done
 
 
-@not_wired
 def test_two_runs_at_once_keep_one_limit_and_a_survivor_has_it_all(tmp_path: Path) -> None:
     rpm, a_second = 1_200, 20.0
     write_both(tmp_path, 2_000)
@@ -90,7 +91,7 @@ def test_two_runs_at_once_keep_one_limit_and_a_survivor_has_it_all(tmp_path: Pat
             second.wait_until(lambda: answered(tmp_path, "second") >= 55)
             first.kill()
             second.wait_until(lambda: answered(tmp_path, "second") >= 120)
-            said = ended(second).stderr
+            ended(second)
         calls = admissions(server)
         statuses = server.stats()["by_status"]
     both_s = max(next(each.at_s for each in calls if each.is_second is which) for which in (False, True))
@@ -103,10 +104,10 @@ def test_two_runs_at_once_keep_one_limit_and_a_survivor_has_it_all(tmp_path: Pat
         assert 0.4 * a_second <= half <= 0.6 * a_second
     assert 0.85 * a_second <= rate(calls, killed_s + 1.5, calls[-1].at_s) <= 1.05 * a_second
     assert statuses.get("429", 0) == 0
-    assert "2 runs use this account" in said
+    notices = read_summary(tmp_path / "second-out.jsonl")["notices"]
+    assert "2 runs use this account" in str(notices)
 
 
-@not_wired
 @pytest.mark.long
 @pytest.mark.parametrize("limiter", ["sliding-window", "token-bucket"])
 def test_a_run_that_joins_another_in_mid_minute_keeps_the_limit_with_it(tmp_path: Path, limiter: str) -> None:
@@ -128,7 +129,6 @@ def test_a_run_that_joins_another_in_mid_minute_keeps_the_limit_with_it(tmp_path
     assert rate(calls, calls[0].at_s + 3.0, calls[-1].at_s) >= 0.85 * a_second
 
 
-@not_wired
 @pytest.mark.long
 def test_two_runs_at_once_keep_a_limit_of_tokens(tmp_path: Path) -> None:
     tpm = 240_000
@@ -161,13 +161,10 @@ def test_a_day_limit_counts_what_earlier_runs_used(tmp_path: Path) -> None:
     env = environment(OPENAI_API_KEY=KEY)
     with simulating(tmp_path) as server:
         first = batcher(*command("first", server, "-c", "day.yaml"), cwd=tmp_path, env=env)
-        second = batcher(*command("second", server, "-c", "day.yaml"), cwd=tmp_path, env=env)
+        again = command("second", server, "-c", "day.yaml")
+        second = batcher(*again, cwd=tmp_path, env=env, timeout_s=10)
         assert server.requests == 10
-        elsewhere = batcher(
-            *command("second", server, "-c", "day.yaml"),
-            cwd=tmp_path,
-            env=environment(OPENAI_API_KEY="sk-of-someone-else"),
-        )
+        elsewhere = batcher(*again, cwd=tmp_path, env=environment(OPENAI_API_KEY="sk-of-someone-else"))
     assert first.code == 0, first.stderr
     assert second.code == 75, second.stderr
     assert "run the same command again after 20" in second.stderr
@@ -175,7 +172,6 @@ def test_a_day_limit_counts_what_earlier_runs_used(tmp_path: Path) -> None:
     assert_each_once(tmp_path / "second-out.jsonl", names(9))
 
 
-@not_wired
 def test_a_killed_run_has_counted_what_it_used_of_the_day(tmp_path: Path) -> None:
     (tmp_path / "day.yaml").write_text("rpd: 1000\nrpm: 1200\n")
     write_both(tmp_path, 2_000)
@@ -184,9 +180,10 @@ def test_a_killed_run_has_counted_what_it_used_of_the_day(tmp_path: Path) -> Non
         with started(*command("first", server, "-c", "day.yaml"), cwd=tmp_path, env=env) as first:
             first.wait_until(lambda: answered(tmp_path, "first") >= 60)
             first.kill()
-        (tmp_path / "day.yaml").write_text("rpd: 60\n")
+        (tmp_path / "day.yaml").write_text("rpd: 20\n")
         used = server.requests
-        second = batcher(*command("second", server, "-c", "day.yaml"), cwd=tmp_path, env=env)
-        # What the killed one sent within its last second and a half is not known to anyone.
-        assert used <= server.requests <= used + 35
+        again = command("second", server, "-c", "day.yaml", "--deadline", "5s")
+        second = batcher(*again, cwd=tmp_path, env=env)
+        # What it sent within its last second is lost, and the rest is far more than a day's worth.
+        assert server.requests == used
     assert second.code == 75, second.stderr
