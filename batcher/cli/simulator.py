@@ -53,6 +53,8 @@ def _option(long: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
 @_option("--seed", type=int, default=0, help="Equal seeds: equal latencies, lengths and faults.")
 @_option("--rpm", type=int, help="Requests per minute, for each key and model.")
 @_option("--tpm", type=int, help="Tokens per minute.")
+@_option("--itpm", type=int, help="Input tokens per minute.")
+@_option("--otpm", type=int, help="Output tokens per minute.")
 @_option("--rpd", type=int, help="Requests per day.")
 @_option("--tpd", type=int, help="Tokens per day.")
 @_option(

@@ -170,10 +170,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What a request took from the token limits, to be settled once."""
+    """What a request took from the limits, to be settled once."""
 
-    charges: list[tuple[Limiter, Charge]]
-    tokens: int
+    charges: "list[tuple[_Limit, Charge]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +181,18 @@ class _Limit:
     kind: str
     limit: int
     limiter: Limiter
+
+    def amount(self, tokens: int, output_tokens: int) -> int:
+        """Return how much of this limit a request takes, `output_tokens` being part of its `tokens`."""
+        match self.kind:
+            case "requests":
+                return 1
+            case "input tokens":
+                return tokens - output_tokens
+            case "output tokens":
+                return output_tokens
+            case _:
+                return tokens
 
 
 class Gate:
@@ -193,6 +204,8 @@ class Gate:
             ("requests per minute (RPM)", "requests", settings.rpm, MINUTE_S),
             ("requests per day (RPD)", "requests", settings.rpd, DAY_S),
             ("tokens per minute (TPM)", "tokens", settings.tpm, MINUTE_S),
+            ("input tokens per minute (ITPM)", "input tokens", settings.itpm, MINUTE_S),
+            ("output tokens per minute (OTPM)", "output tokens", settings.otpm, MINUTE_S),
             ("tokens per day (TPD)", "tokens", settings.tpd, DAY_S),
         )
         self._model = model
@@ -205,35 +218,40 @@ class Gate:
             (header, limit)
             for header, name in (("requests", "(RPD)"), ("tokens", "(TPM)"))
             for limit in self._limits
-            if limit.name.endswith(name)
+            if limit.name.endswith(f" {name}")
         ]
 
-    def admit(self, tokens: int, now: float) -> Admission | Refusal:
-        """Let one request of `tokens` in, or say why not; the refused are charged nothing."""
+    def admit(self, tokens: int, now: float, *, output_tokens: int = 0) -> Admission | Refusal:
+        """Let one request in, or say why not; the refused are charged nothing.
+
+        Args:
+            tokens: what it may use in all.
+            now: when it comes (seconds).
+            output_tokens: the part of `tokens` that its answer may use.
+        """
         longest_s, blocking = 0.0, None
         for each in self._limits:
-            amount = tokens if each.kind == "tokens" else 1
+            amount = each.amount(tokens, output_tokens)
             if amount > each.limit:
-                return Refusal(status=413, message=self._too_large(each, tokens), kind="tokens", wait_s=None)
+                return Refusal(status=413, message=self._too_large(each, amount), kind="tokens", wait_s=None)
             if (wait_s := each.limiter.wait_s(amount, now)) > longest_s:
                 longest_s, blocking = wait_s, each
         if blocking is not None:
-            message = self._try_again(blocking, tokens, longest_s, now)
-            return Refusal(status=429, message=message, kind=blocking.kind, wait_s=longest_s)
-        charges = []
-        for each in self._limits:
-            if each.kind == "tokens":
-                charges.append((each.limiter, each.limiter.take(tokens, now)))
-            else:
-                each.limiter.take(1, now)
-        return Admission(charges, tokens)
+            message = self._try_again(blocking, blocking.amount(tokens, output_tokens), longest_s, now)
+            kind = "requests" if blocking.kind == "requests" else "tokens"
+            return Refusal(status=429, message=message, kind=kind, wait_s=longest_s)
+        return Admission(
+            [(each, each.limiter.take(each.amount(tokens, output_tokens), now)) for each in self._limits]
+        )
 
-    def settle(self, admission: Admission, used_tokens: int, now: float) -> None:
+    def settle(
+        self, admission: Admission, used_tokens: int, now: float, *, used_output_tokens: int = 0
+    ) -> None:
         """Give back the tokens that were reserved and not used."""
-        unused = admission.tokens - used_tokens
-        if unused > 0:
-            for limiter, charge in admission.charges:
-                limiter.give_back(charge, unused, now)
+        for each, charge in admission.charges:
+            unused = charge.amount - each.amount(used_tokens, used_output_tokens)
+            if unused > 0:
+                each.limiter.give_back(charge, unused, now)
 
     def headers(self, now: float) -> list[tuple[str, str]]:
         """Return the limit headers as Groq sends them: requests are per day, tokens per minute."""
@@ -251,15 +269,14 @@ class Gate:
         account = "organization `org_simulated` service tier `on_demand`"
         return f"for model `{self._model}` in {account} on {each.name}: Limit {each.limit}"
 
-    def _too_large(self, each: _Limit, tokens: int) -> str:
+    def _too_large(self, each: _Limit, requested: int) -> str:
         return (
-            f"Request too large {self._where(each)}, Requested {tokens}, "
+            f"Request too large {self._where(each)}, Requested {requested}, "
             "please reduce your message size and try again. Simulated limit."
         )
 
-    def _try_again(self, each: _Limit, tokens: int, wait_s: float, now: float) -> str:
+    def _try_again(self, each: _Limit, requested: int, wait_s: float, now: float) -> str:
         used = round(each.limiter.used(now))
-        requested = tokens if each.kind == "tokens" else 1
         return (
             f"Rate limit reached {self._where(each)}, Used {used}, Requested {requested}. "
             f"Please try again in {go_duration(wait_s)}. Simulated limit."

@@ -33,6 +33,7 @@ class Settlement:
     gate: Gate
     admission: Admission
     used_tokens: int
+    used_output_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,10 @@ class Simulation:
         """The answer is out, or its client is gone: give back the tokens that were not used."""
         self.in_flight -= 1
         if plan.settlement is not None:
-            plan.settlement.gate.settle(plan.settlement.admission, plan.settlement.used_tokens, now)
+            done = plan.settlement
+            done.gate.settle(
+                done.admission, done.used_tokens, now, used_output_tokens=done.used_output_tokens
+            )
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the counts so far; `by_status` counts what was to be sent, whether or not it got through."""
@@ -155,8 +159,9 @@ class Simulation:
         if not fault.charged:
             return self._plan(draws, kind, b"", tuple(gate.headers(now)))
         shortest, longest = self.settings.output_tokens
-        reserved = asked.prompt_tokens + (asked.max_tokens or longest) * (asked.endpoint != "/v1/embeddings")
-        admission = gate.admit(reserved, now)
+        most_output = (asked.max_tokens or longest) * (asked.endpoint != "/v1/embeddings")
+        reserved = asked.prompt_tokens + most_output
+        admission = gate.admit(reserved, now, output_tokens=most_output)
         if isinstance(admission, Refusal):
             return _plan_refusal(admission, draws, gate.headers(now))
         self.admissions.append((now - self.started_at, reserved))
@@ -169,8 +174,9 @@ class Simulation:
         stream = asked.stream and fault.keeps_body
         body, used_tokens = answer(asked, draft, stream=stream)
         self.prompt_tokens += asked.prompt_tokens
-        self.completion_tokens += used_tokens - asked.prompt_tokens
-        settlement = Settlement(gate, admission, used_tokens)
+        used_output_tokens = used_tokens - asked.prompt_tokens
+        self.completion_tokens += used_output_tokens
+        settlement = Settlement(gate, admission, used_tokens, used_output_tokens)
         return self._plan(draws, kind, body, tuple(gate.headers(now)), settlement, stream=stream)
 
     def _plan(

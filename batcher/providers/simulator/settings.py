@@ -26,7 +26,7 @@ class SimulatorSettings:
         latency_shape: how latencies spread around the mean.
         seed: equal seeds give each request the same latency, length and faults, in whatever order.
         rpm: requests per minute for each key and model; None is no limit. So are `tpm` (tokens per minute),
-            `rpd` and `tpd` (per day).
+            `itpm` and `otpm` (input and output tokens apart), `rpd` and `tpd` (per day).
         limiter: how the limits are kept.
         output_tokens: shortest and longest answer in tokens.
         faults: where faults strike.
@@ -45,6 +45,8 @@ class SimulatorSettings:
     seed: int = 0
     rpm: int | None = None
     tpm: int | None = None
+    itpm: int | None = None
+    otpm: int | None = None
     rpd: int | None = None
     tpd: int | None = None
     limiter: LimiterKind = "token-bucket"
@@ -59,7 +61,7 @@ class SimulatorSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.latency_s <= 86_400:
             raise UsageError(f"latency must lie between 0 and 86400 seconds: {self.latency_s}")
-        for name in ("rpm", "tpm", "rpd", "tpd"):
+        for name in ("rpm", "tpm", "itpm", "otpm", "rpd", "tpd"):
             limit: int | None = getattr(self, name)
             if limit is not None and limit < 1:
                 raise UsageError(f"{name} must be 1 or more: {limit}")

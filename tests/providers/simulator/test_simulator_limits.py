@@ -101,6 +101,30 @@ def test_a_refusal_names_the_limit_that_makes_wait_longest(
     assert f" on {name}: " in refusal.message
 
 
+@pytest.mark.parametrize(
+    ("limits", "name", "limit", "used", "asked"),
+    [
+        ({"itpm": 50}, "input tokens per minute (ITPM)", 50, 30, 30),
+        ({"otpm": 150}, "output tokens per minute (OTPM)", 150, 100, 100),
+    ],
+    ids=str,
+)
+def test_input_and_output_tokens_are_limited_apart(
+    limits: dict[str, Any], name: str, limit: int, used: int, asked: int
+) -> None:
+    gate = Gate(SimulatorSettings(tpm=100_000, **limits), "m")
+    admission = gate.admit(130, 0.0, output_tokens=100)
+    assert isinstance(admission, Admission)
+    refusal = gate.admit(130, 0.0, output_tokens=100)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.kind) == (429, "tokens")
+    assert f" on {name}: Limit {limit}, Used {used}, Requested {asked}. " in refusal.message
+
+    gate.settle(admission, 40, 0.0, used_output_tokens=30)  # 10 in, 30 out
+    assert isinstance(gate.admit(130, 0.0, output_tokens=100), Admission)
+    assert "x-ratelimit-limit-tokens" in dict(gate.headers(0.0))
+
+
 def test_more_than_the_limit_is_too_large_and_charged_nothing() -> None:
     gate = Gate(SimulatorSettings(tpm=8000), "m")
     refusal = _refused(gate, 32979, 0.0)
