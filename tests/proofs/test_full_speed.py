@@ -82,3 +82,21 @@ def test_tokens_a_minute_are_spent_in_time_over_ten_minutes(
     limiter: LimiterKind, told: bool, maximum: int | None
 ) -> None:
     _assert_spent_in_time(_spent(10, limiter, told=told, maximum=maximum))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "learned"])
+def test_output_tokens_a_minute_are_spent_within_5_percent_of_the_ideal_time(told: bool) -> None:
+    """No header tells this limit: the first refusal does."""
+    limit = 60_000
+    simulator = SimulatorSettings(latency_s=1.0, otpm=limit, output_tokens=(20, 200))
+    options: dict[str, Any] = {"otpm": limit} if told else {}
+    rig = finished(lambda: Rig(2_000, simulator, params={"max_completion_tokens": 200}, **options))
+    ideal_s = rig.simulation.completion_tokens / (limit / 60)
+    figures = rig.figures(ideal_s=ideal_s, ratio=rig.ended_at / ideal_s)
+    assert (len(rig.answered), rig.failed) == (rig.jobs, {}), figures
+    # The calls that are out when the limit is met are refused together, and then hardly one is.
+    refused_at = [call.arrived_at for call in rig.calls if call.status == 429]
+    later = [at for at in refused_at if at > refused_at[0] + 3]
+    assert 100 * len(later) <= rig.jobs, (later, figures)
+    # Until it is learned, the full bucket goes out at once.
+    assert (0.95 if told else 0.7) * ideal_s <= rig.ended_at <= 1.05 * ideal_s, figures
