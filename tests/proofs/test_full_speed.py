@@ -85,7 +85,7 @@ def test_tokens_a_minute_are_spent_in_time_over_ten_minutes(
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "learned"])
-def test_output_tokens_a_minute_are_spent_within_5_percent_of_the_ideal_time(told: bool) -> None:
+def test_output_tokens_a_minute_are_spent_in_time(told: bool) -> None:
     """No header tells this limit: the first refusal does."""
     limit = 60_000
     simulator = SimulatorSettings(latency_s=1.0, otpm=limit, output_tokens=(20, 200))
@@ -98,5 +98,6 @@ def test_output_tokens_a_minute_are_spent_within_5_percent_of_the_ideal_time(tol
     refused_at = [call.arrived_at for call in rig.calls if call.status == 429]
     later = [at for at in refused_at if at > refused_at[0] + 3]
     assert 100 * len(later) <= rig.jobs, (later, figures)
-    # Until it is learned, the full bucket goes out at once.
-    assert (0.95 if told else 0.7) * ideal_s <= rig.ended_at <= 1.05 * ideal_s, figures
+    # Until it is learned, the full bucket goes out at once, and then nothing until that minute is over.
+    least, most = (0.95, 1.05) if told else (0.7, 1.1)
+    assert least * ideal_s <= rig.ended_at <= most * ideal_s, figures
