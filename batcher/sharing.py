@@ -20,6 +20,9 @@ LOOK_EVERY_S = 0.4
 The slack that lanes leave in a minute, 0.25 s worth of the limit, makes up for half a second of that.
 """
 
+USED_TOGETHER = 0.98
+"""Part of the limits that several runs use: each rounds to whole calls, and none sees the others' bursts."""
+
 _NOT_LET_IN = frozenset({401, 402, 403, 404, 413, 429, 498})
 _USUAL_PORTS = {"http": 80, "https": 443}
 _FRACTIONS = {1: "all", 2: "a half", 3: "a third", 4: "a quarter"}
@@ -105,7 +108,7 @@ class SharedAccount:
         if requests or tokens:
             lane.used_elsewhere(math.ceil(requests), math.ceil(tokens))
         if self._runs > 1:
-            lane.set_share(1 / self._runs)
+            lane.set_share(_share(self._runs))
 
     def watch(self, event: Event) -> None:
         """Count a call that ended, if this account let it in."""
@@ -156,7 +159,7 @@ class SharedAccount:
             return
         self._runs = runs
         for lane in self._lanes():
-            lane.set_share(1 / runs)
+            lane.set_share(_share(runs))
         account = f"account {self._account}" if self._account else "this account"
         who = (
             f"{runs} runs use {account}: each keeps"
@@ -165,6 +168,10 @@ class SharedAccount:
         )
         share = _FRACTIONS.get(runs, f"1/{runs}")
         self._emit(LaneChanged(route=self._account, message=f"{who} to {share} of its limits"))
+
+
+def _share(runs: int) -> float:
+    return 1.0 if runs == 1 else USED_TOGETHER / runs
 
 
 def account_fingerprint(base_url: str, keys: Iterable[str]) -> str:

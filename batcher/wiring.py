@@ -19,10 +19,10 @@ from batcher.limits.budget import Budget
 from batcher.limits.quota import QuotaLimits
 from batcher.pricing import FREE, Pricing
 from batcher.results import ResultWriter
-from batcher.scheduling.allowance import ProviderRules
+from batcher.scheduling.allowance import LaneLimits, ProviderRules
 from batcher.scheduling.batches import BatchPolicy
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots

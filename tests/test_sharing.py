@@ -14,7 +14,7 @@ from virtual_clock import VirtualClockLoop
 
 from batcher.events import AttemptFinished, Event, LaneChanged
 from batcher.ledger import Ledger
-from batcher.sharing import LOOK_EVERY_S, SharedAccount, account_fingerprint
+from batcher.sharing import LOOK_EVERY_S, USED_TOGETHER, SharedAccount, account_fingerprint
 from batcher.types import Outcome, Usage
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -166,13 +166,13 @@ async def test_a_run_that_joins_shrinks_the_others_and_one_that_leaves_gives_its
     early = first.lane()
     assert early.shares == []
     second = joined()
-    assert second.lane().shares == [0.5]
+    assert second.lane().shares == [USED_TOGETHER / 2]
     await look_round(clock, first, second)
-    assert first.lane("another").shares == [0.5]
+    assert first.lane("another").shares == [USED_TOGETHER / 2]
     second.sharing.leave()
     second.sharing.leave()
     await look_round(clock, first)
-    assert early.shares == [0.5, 1.0]
+    assert early.shares == [USED_TOGETHER / 2, 1.0]
     assert first.said == [
         "2 runs use this account: each keeps to a half of its limits",
         "this account is this run's alone: it keeps to all of its limits",
@@ -184,10 +184,10 @@ async def test_a_killed_run_gives_its_share_back(joined: Callable[..., Run], clo
     runs = [joined(), joined(), joined()]
     lane = runs[0].lane()
     await look_round(clock, *runs)
-    assert lane.share == pytest.approx(1 / 3)
+    assert lane.share == pytest.approx(USED_TOGETHER / 3)
     runs[2].kill()
     await look_round(clock, *runs[:2])
-    assert lane.share == 0.5
+    assert lane.share == pytest.approx(USED_TOGETHER / 2)
 
 
 async def test_the_shares_are_said_in_words(joined: Callable[..., Run], clock: Clock) -> None:
@@ -373,7 +373,9 @@ async def share(directory: Path, steps: list[tuple[str, int, int]]) -> None:
             run.kill() if what == "kill" else run.sharing.leave()
         await look_round(clock, *alive)
         for each in alive:
-            assert each.lanes[0].share == 1 / len(alive)
+            assert each.lanes[0].share == pytest.approx(
+                1.0 if len(alive) == 1 else USED_TOGETHER / len(alive)
+            )
             assert each.lanes[0].requests + own[id(each)] == total
     for each in alive:
         each.sharing.leave()

@@ -18,7 +18,7 @@ class SlotRing:
         self.limit = limit
         self._window_s = window_s
         self._slot_s = slot_s
-        self._slots: deque[list[float]] = deque()  # [slot number, amount], oldest first
+        self._slots: deque[list[float]] = deque()  # [slot number, amount, share], oldest first
         self._total = 0.0
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class SlotRing:
         excess = self.total(now) + amount - self.limit
         if excess <= 0:
             return now
-        for number, held in self._slots:
+        for number, held, _ in self._slots:
             excess -= held
             if excess <= 0:
                 return max(now, self._leaves_at(number))
@@ -49,7 +49,7 @@ class SlotRing:
         """Count `amount` at `now` and return the slot that a later correction names."""
         number = math.floor(now / self._slot_s)
         if not self._slots or self._slots[-1][0] < number:
-            self._slots.append([number, 0.0])
+            self._slots.append([number, 0.0, 1.0])
         self._slots[-1][1] += amount
         self._total += amount
         return number
@@ -59,11 +59,22 @@ class SlotRing:
         self.total(now)
         for entry in reversed(self._slots):
             if entry[0] == slot:
-                entry[1] += delta
-                self._total += delta
+                entry[1] += delta * entry[2]
+                self._total += delta * entry[2]
                 return
             if entry[0] < slot:
                 return
+
+    def rescale(self, factor: float) -> None:
+        """Keep to `factor` times the limit, and answer for as much less or more of what was counted.
+
+        Whoever has the rest of the limit answers for the rest of that, so that neither has to stand still.
+        """
+        self.limit *= factor
+        self._total *= factor
+        for entry in self._slots:
+            entry[1] *= factor
+            entry[2] *= factor
 
     def _leaves_at(self, number: float) -> float:
         return (number + 1) * self._slot_s + self._window_s

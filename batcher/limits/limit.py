@@ -75,7 +75,18 @@ class TokenQuota:
 
     def resize(self, tokens_per_minute: float, now: float) -> None:
         """Keep another limit from now on; what was admitted already counts against it."""
-        self.tokens_per_minute = self._ring.limit = tokens_per_minute
+        self._ring.limit = tokens_per_minute
+        self._spend_evenly(tokens_per_minute, now)
+
+    def share(self, factor: float, now: float) -> None:
+        """Keep `factor` times the limit from now on, where others answer for the rest of it."""
+        self._ring.rescale(factor)
+        self._spend_evenly(self.tokens_per_minute * factor, now)
+        if factor < 1 and (at_once := self._even.level(now)) > 0:
+            self._even.take(at_once, now)  # the others may just have spent as much
+
+    def _spend_evenly(self, tokens_per_minute: float, now: float) -> None:
+        self.tokens_per_minute = tokens_per_minute
         _resize(self._even, tokens_per_minute / WINDOW_S, tokens_per_minute * EVEN_SHARE, now)
 
 
@@ -260,8 +271,10 @@ class Limit:
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to a share of the limit from now on."""
-        self._share = share
-        self._resize(now)
+        factor, self._share = share / self._share, share
+        _resize(self._belief, self.size / self.kind.window_s, self.size, now)
+        if self._minute is not None:
+            self._minute.share(factor, now)
 
     def _resize(self, now: float) -> None:
         _resize(self._belief, self.size / self.kind.window_s, self.size, now)

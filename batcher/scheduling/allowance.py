@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batcher.limits.aimd import AdaptiveConcurrency, Grant
 from batcher.limits.limit import Demand, NamedLimit
@@ -27,6 +27,27 @@ class ProviderRules:
 
     admits_maximum: bool = False
     cached_tokens_count: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLimits:
+    """What a lane was told to keep.
+
+    Attributes:
+        quota: requests and tokens; what is None may be learned from the provider.
+        concurrency: the most calls in flight.
+        rules: how the provider counts.
+        longest_pause_s: a provider that asks for a longer pause parks the lane instead.
+        longest_outage_s: a lane that has failed for longer is parked, so that every run ends.
+        deadline_at: the run's end in loop time; a pause beyond it parks the lane, too.
+    """
+
+    quota: QuotaLimits = field(default_factory=QuotaLimits)
+    concurrency: int = 256
+    rules: ProviderRules = field(default_factory=ProviderRules)
+    longest_pause_s: float = 3600.0
+    longest_outage_s: float = 86_400.0
+    deadline_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +95,25 @@ class Allowance:
 
     Args:
         limits: as told.
-        ceiling: the most calls in flight that the route may have.
-        rules: how the provider counts.
         on_token: called when a request that was held back only by the pace may start.
     """
 
     def __init__(
         self,
-        limits: QuotaLimits,
-        ceiling: int,
-        rules: ProviderRules,
+        limits: LaneLimits,
         on_token: Callable[[], None],
         now: float,
     ) -> None:
-        self._rules = rules
+        told = limits.quota
+        self._rules = limits.rules
         self._on_token = on_token
-        self._estimator = TokenEstimator(mirrors_admission=rules.admits_maximum)
-        self._concurrency = AdaptiveConcurrency(ceiling)
+        self._estimator = TokenEstimator(mirrors_admission=limits.rules.admits_maximum)
+        self._concurrency = AdaptiveConcurrency(limits.concurrency)
         # Where nothing limits, counting would cost more than it is worth; the headers may change that.
-        self._quota = None if limits == QuotaLimits(window=limits.window) else Quota(limits, now)
-        self._window = limits.window
+        self._quota = None if told == QuotaLimits(window=told.window) else Quota(told, now)
+        self._window = told.window
         self._share = 1.0
-        self._pacer = Pacer(limits.rpm, on_token) if limits.rpm else None
+        self._pacer = Pacer(told.rpm, on_token) if told.rpm else None
         self.pause = Pause()
 
     def __repr__(self) -> str:
@@ -179,7 +197,8 @@ class Allowance:
         self._share = share
         if self._quota is not None:
             self._quota.set_share(share, now)
-            self._follow_quota()
+            if self._pacer is not None and (rpm := self._quota.requests_per_minute) is not None:
+                self._pacer.share(rpm)
 
     def used_elsewhere(self, requests: int, tokens: int, now: float) -> None:
         """Count what others have used of the day's limits; where none is known, the provider will tell."""
@@ -192,7 +211,9 @@ class Allowance:
             self._pacer.close()
 
     def _load(self, lesson: Lesson) -> Outcome:
-        """A refusal that names a quota or a time says nothing about how many calls may run at once."""
+        """What a refusal explains by a quota or a time, or a host by its failing, is no matter of load."""
+        if lesson.host is Outcome.FAILED:
+            return Outcome.IGNORED
         explained = lesson.named is not None or lesson.retry_after_s is not None
         return Outcome.IGNORED if lesson.refused and explained else lesson.outcome
 

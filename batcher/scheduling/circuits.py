@@ -62,15 +62,20 @@ class WatchedCircuit:
         """Return for how long nothing, or only probes, pass: since it opened or until the next probe."""
         if self._breaker.open_since is None:
             return 0.0
-        # While probes are out nobody knows how long it will be: they may be answered at once.
-        next_try_at = self._breaker.free_at(now) if self.state is Circuit.OPEN else now
-        return max(self.fails_for_s(now), next_try_at - now)
+        return max(self.fails_for_s(now), self.next_try_in_s(now))
+
+    def next_try_in_s(self, now: float) -> float:
+        """Return in how many seconds the next attempt may pass, as far as is known.
+
+        While probes are out nobody knows how long it will be: they may be answered at once.
+        """
+        return max(0.0, self._breaker.free_at(now) - now) if self.state is Circuit.OPEN else 0.0
 
     def hindrance(self, now: float) -> str:
         """Return what holds everything back at `now`, in words, or ""."""
         if self._breaker.state is not Circuit.OPEN:
             return ""
-        return f"{self._name} fails, next try in {max(0.0, self._breaker.free_at(now) - now):.0f} s"
+        return f"{self._name} fails, next try in {self.next_try_in_s(now):.0f} s"
 
     def _tell(self, before: Circuit) -> None:
         after = self._breaker.state

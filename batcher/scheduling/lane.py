@@ -2,15 +2,13 @@
 
 import asyncio
 import math
-from dataclasses import dataclass, field
 
 from batcher.clock import monotonic
 from batcher.errors import LaneHeldUp, LaneParked, TooLarge
 from batcher.events import Emit, LaneChanged
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.limit import Demand
-from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import NOTHING, Allowance, Lesson, ProviderRules
+from batcher.scheduling.allowance import NOTHING, Allowance, LaneLimits, Lesson
 from batcher.scheduling.backoffs import Backoffs
 from batcher.scheduling.circuits import HostCircuit, WatchedCircuit
 from batcher.scheduling.permit import Permit
@@ -20,27 +18,6 @@ from batcher.types import Outcome
 
 OVERTAKEN_S = 10.0
 """How long the first in line, for which the tokens are not there yet, lets smaller ones go before it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneLimits:
-    """What a lane was told to keep.
-
-    Attributes:
-        quota: requests and tokens; what is None may be learned from the provider.
-        concurrency: the most calls in flight.
-        rules: how the provider counts.
-        longest_pause_s: a provider that asks for a longer pause parks the lane instead.
-        longest_outage_s: a lane that has failed for longer is parked, so that every run ends.
-        deadline_at: the run's end in loop time; a pause beyond it parks the lane, too.
-    """
-
-    quota: QuotaLimits = field(default_factory=QuotaLimits)
-    concurrency: int = 256
-    rules: ProviderRules = field(default_factory=ProviderRules)
-    longest_pause_s: float = 3600.0
-    longest_outage_s: float = 86_400.0
-    deadline_at: float = math.inf
 
 
 class Lane:
@@ -84,7 +61,7 @@ class Lane:
         self._host = host or HostCircuit(route, breaker, emit)
         self._host.join(self._look_again)
         self._emit = emit
-        self._allowance = Allowance(limits.quota, limits.concurrency, limits.rules, self._assign, monotonic())
+        self._allowance = Allowance(limits, self._assign, monotonic())
         self._waiters: Waiters[Permit] = Waiters()
         self._backoffs = Backoffs(lambda: not self.in_flight and not self._waiters)
         self._timer: asyncio.TimerHandle | None = None
@@ -139,8 +116,8 @@ class Lane:
 
     def next_try_in_s(self, now: float) -> float:
         """Return in how many seconds a lane that is shut lets an attempt through, as far as is known."""
-        opens_at = (gate.free_at(now) for gate in (self._circuit, self._host))
-        return max(self._allowance.pause.until, *(at for at in opens_at if at < math.inf), now) - now
+        paused_s = self._allowance.pause.until - now
+        return max(0.0, paused_s, self._circuit.next_try_in_s(now), self._host.next_try_in_s(now))
 
     async def permit(
         self,
@@ -250,6 +227,8 @@ class Lane:
                 continue
             waiter, free_at = self._next(first, now)
             if free_at > now:
+                if self._park_if_used_up(first, now):
+                    return
                 look_at = min(free_at, self._send_away(now))
                 if first.future.done():
                     continue
@@ -320,6 +299,17 @@ class Lane:
             self.park(reason, resume_in_s=wait_s)
         elif lesson.outcome is Outcome.FAILED and self._fails_for_s(now) > self._limits.longest_outage_s:
             self.park(f"{self.route}: no answer for {self._fails_for_s(now) / 3600:.0f} h")
+
+    def _park_if_used_up(self, first: Waiter[Permit], now: float) -> bool:
+        """Park if a limit of ours holds the first in line back for too long, such as until tomorrow."""
+        if self.in_flight:
+            return False  # they may give back what they do not use
+        wait_s = self._allowance.quota_until(first.demand, now) - now
+        if wait_s <= min(self._limits.longest_pause_s, self._limits.deadline_at - now):
+            return False
+        reason = f"{self.route}: its limits are used up for the next {wait_s:.0f} s"
+        self.park(reason, resume_in_s=wait_s)
+        return True
 
     def _fails_for_s(self, now: float) -> float:
         return max(self._circuit.fails_for_s(now), self._host.fails_for_s(now))

@@ -45,6 +45,12 @@ class Pacer:
             self._limiter = _even_limiter(requests_per_minute)
             self._ring.limit = requests_per_minute
 
+    def share(self, requests_per_minute: int) -> None:
+        """Keep another limit from now on, of which others answer for the difference, before and after."""
+        if requests_per_minute != self._ring.limit:
+            self._limiter = _even_limiter(requests_per_minute)
+            self._ring.rescale(requests_per_minute / self._ring.limit)
+
     def spend(self, now: float) -> None:
         """Use the token in hand for a request that starts now."""
         self._token_in_hand = False

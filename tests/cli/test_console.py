@@ -19,7 +19,8 @@ from batcher.observe.stats import Stats
 from batcher.providers.simulator.memory import MemoryProvider
 from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.settings import SimulatorSettings
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 

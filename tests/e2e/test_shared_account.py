@@ -25,10 +25,6 @@ from harness import (
 KEY = "sk-made-up"
 LONG = "please " * 100
 
-not_wired = pytest.mark.xfail(
-    strict=False, reason="a limit of ours that is used up does not park its lane yet"
-)
-
 
 class Admission(NamedTuple):
     """A call that the simulator let in; those of the second run are told by their length."""
@@ -153,7 +149,6 @@ def test_two_runs_at_once_keep_a_limit_of_tokens(tmp_path: Path) -> None:
     assert used >= 0.85 * tpm / 60 * took_s
 
 
-@not_wired
 def test_a_day_limit_counts_what_earlier_runs_used(tmp_path: Path) -> None:
     (tmp_path / "day.yaml").write_text("rpd: 10\n")
     write_jobs(tmp_path / "first.jsonl", map(job, names(6)))

@@ -15,7 +15,8 @@ from batcher.execution.purse import Purse
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.pricing import FREE, Price, Pricing
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Job, ModelInfo, Reply, Request, Usage

@@ -22,8 +22,7 @@ from batcher.errors import (
 )
 from batcher.execution.attempt import Story
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import ProviderRules
-from batcher.scheduling.lane import LaneLimits
+from batcher.scheduling.allowance import LaneLimits, ProviderRules
 from batcher.types import Outcome, Reply, Request, Usage
 
 REQUEST = Request(endpoint="/v1/chat/completions", model="m", body=b'{"max_completion_tokens":100}')

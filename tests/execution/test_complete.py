@@ -27,7 +27,7 @@ from batcher.errors import (
 from batcher.execution.attempt import Story
 from batcher.limits.quota import QuotaLimits
 from batcher.limits.retry import RetryClass, RetryPolicy
-from batcher.scheduling.lane import LaneLimits
+from batcher.scheduling.allowance import LaneLimits
 from batcher.types import Job, Reply
 
 YES = reply()

@@ -14,8 +14,9 @@ from batcher.execution.attempt import Attempts, Story
 from batcher.execution.complete import Completer
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
+from batcher.scheduling.allowance import LaneLimits
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Reply

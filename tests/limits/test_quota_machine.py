@@ -19,12 +19,16 @@ small = st.none() | st.integers(50, 3_000)
 
 @dataclass
 class Call:
-    """One attempt: when it was let through, and what it cost as far as that is known."""
+    """One attempt: when it was let through, what it cost as far as that is known, and our part of that.
+
+    Others who have the rest of a limit answer for the rest of what was spent before.
+    """
 
     number: int
     at: float
     cost: Demand
     reservation: QuotaReservation
+    ours: float = 1.0
 
 
 class QuotaMachine(RuleBasedStateMachine):
@@ -59,9 +63,15 @@ class QuotaMachine(RuleBasedStateMachine):
         """Return the limit of which `size` is our share."""
         return size / self.share if KINDS[name].window_s == MINUTE_S else size
 
-    def charged(self, name: str, *, after: int, since: float = -math.inf) -> int:
+    def charged(self, name: str, *, after: int) -> int:
         amount = KINDS[name].amount
-        return sum(amount(call.cost) for call in self.calls if call.number > after and call.at > since)
+        return sum(amount(call.cost) for call in self.calls if call.number > after)
+
+    def ours_lately(self, name: str, *, after: int) -> float:
+        amount = KINDS[name].amount
+        since = self.now - MINUTE_S
+        lately = (call for call in self.calls if call.number > after and call.at > since)
+        return sum(amount(call.cost) * call.ours for call in lately)
 
     def note_limits(self) -> None:
         """Remember since when each limit is known, and the most that it ever was."""
@@ -85,7 +95,7 @@ class QuotaMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.wait_for(demand)
             before = {
-                name: self.charged(name, after=self.known_since[name][0], since=self.now - MINUTE_S)
+                name: self.ours_lately(name, after=self.known_since[name][0])
                 for name in RINGS
                 if name in self.known_since
             }
@@ -105,13 +115,13 @@ class QuotaMachine(RuleBasedStateMachine):
             self.now = free_at
         pytest.fail(f"the timer is set again and again: {self.quota!r}")
 
-    def check_grant(self, call: Call, before: dict[str, int]) -> None:
+    def check_grant(self, call: Call, before: dict[str, float]) -> None:
         for name, (number, since) in self.known_since.items():
             kind, limit = KINDS[name], self.size(name)
             amount = kind.amount(call.cost)
             if name in RINGS and self.evenly:
                 if amount <= limit:
-                    assert before[name] + amount <= limit, f"{name}: more than allowed in a minute"
+                    assert before[name] + amount <= limit + 1e-6, f"{name}: more than allowed in a minute"
                 elif self.share < 1:
                     assert before[name] <= 1, f"{name}: what is above our share passes alone"
             # No more than a full bucket and what has flowed in since, and where what is above our share
@@ -193,6 +203,8 @@ class QuotaMachine(RuleBasedStateMachine):
     @rule(share=st.sampled_from([0.25, 0.5, 1.0]))
     def keep_to_a_share(self, share: float) -> None:
         self.quota.set_share(share, self.now)
+        for call in self.calls:
+            call.ours *= share / self.share
         self.share = share
         self.was_shared |= share < 1
 

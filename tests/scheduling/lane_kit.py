@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from batcher.clock import monotonic
 from batcher.events import Event
 from batcher.limits.breaker import BreakerPolicy
-from batcher.scheduling.allowance import Lesson
+from batcher.scheduling.allowance import LaneLimits, Lesson
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome, Usage

@@ -10,9 +10,9 @@ from batcher.clock import monotonic
 from batcher.errors import HostBlocked, LaneParked
 from batcher.events import CircuitChanged, Event
 from batcher.limits.breaker import BreakerPolicy
-from batcher.scheduling.allowance import Lesson
+from batcher.scheduling.allowance import LaneLimits, Lesson
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome

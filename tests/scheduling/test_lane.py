@@ -15,7 +15,8 @@ from batcher.errors import LaneParked
 from batcher.events import CircuitChanged, Event, LaneChanged
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
 

@@ -14,7 +14,8 @@ from batcher.errors import TooLarge
 from batcher.limits.bucket import WINDOW_S
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.lane import OVERTAKEN_S, Lane, LaneLimits
+from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.lane import OVERTAKEN_S, Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome

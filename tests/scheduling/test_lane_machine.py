@@ -25,9 +25,9 @@ from batcher.events import CircuitChanged, Event
 from batcher.limits.breaker import BreakerPolicy, Circuit
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import NOTHING
+from batcher.scheduling.allowance import NOTHING, LaneLimits
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import OVERTAKEN_S, Lane, LaneLimits
+from batcher.scheduling.lane import OVERTAKEN_S, Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome

@@ -11,8 +11,9 @@ from batcher.errors import LaneHeldUp
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
+from batcher.scheduling.allowance import LaneLimits
 from batcher.scheduling.circuits import HostCircuit
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Outcome
