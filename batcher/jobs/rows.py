@@ -158,7 +158,8 @@ def _prefix_group(body: dict[str, Any]) -> int:
     """Hash the opening that other requests may share: the first of several messages, or the instructions."""
     messages = body.get("messages")
     opening = body.get("instructions")
-    if messages is not None and len(messages) > 1:
+    # Beside the input of another endpoint, "messages" may be anything: only a chat's have been checked.
+    if isinstance(messages, list) and len(messages) > 1 and isinstance(messages[0], dict):
         opening = messages[0].get("content")
     if not isinstance(opening, str) or len(opening) < _MIN_PREFIX_CHARS:
         return 0

@@ -288,6 +288,18 @@ def test_jobs_that_open_alike_share_a_prefix_group() -> None:
     assert groups[3:5] == [0, 0]
 
 
+ODD_MESSAGES = ["5", "null", '"text"', '["a","b"]', "[1,2]", '{"a":1,"b":2}', '[{"content":1},{}]', "[[],[]]"]
+
+
+@pytest.mark.parametrize("messages", ODD_MESSAGES)
+@pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/responses"])
+def test_messages_that_are_no_chats_may_be_anything(url: str, messages: str) -> None:
+    body = f'{{"input":"x","messages":{messages},"instructions":{messages}}}'
+    told = Told(in_memory(f'{{"method":"POST","url":"{url}","body":{body}}}\n'.encode()))
+    assert (told.bad, told.index.prefix_group(0)) == ([], 0)
+    assert len(told.drain()) == 1
+
+
 def test_endpoints_are_listed_once() -> None:
     line = b'{"method":"POST","url":"/v1/%s","body":{"input":"%d"}}\n'
     content = b"".join(

@@ -50,10 +50,17 @@ MALFORMED = {
     "I9 deep objects": (b'{"a":' * 100_000, "nested too deeply"),
     "I13 NaN": (b'{"prompt":NaN}', "NaN at byte 10 is no JSON"),
     "I13 Infinity": (b'{"params":{"top_p":-Infinity}}', "Infinity at byte 20 is no JSON"),
+    "I13 -1e999": (b'{"params":{"seed":-1e999}}', "a number is too large"),
     "I13 1e999": (b'{"params":{"seed":1e999}}', "a number is too large"),
     "I13 5000 digits": (b'{"params":{"seed":' + b"9" * 5000 + b"}}", "a number is too large"),
     "I14 half a pair": (b'{"prompt":"\\ud800"}', "half a surrogate pair"),
     "I14 wrong half": (b'{"prompt":"\\udc00\\ud800"}', "surrogate"),
+    "I14 half at the end": (b'{"prompt":"\\ud83d"}', "half a surrogate pair"),
+    "I14 in a name": (b'{"\\ud800":"x"}', "half a surrogate pair"),
+    "I6 NUL in front": (b'\0{"prompt":"x"}', "NUL bytes (1) from byte 0 on"),
+    "I6 NULs behind": (b'{"prompt":"x"}' + bytes(512), "NUL bytes (512) from byte 14 on"),
+    "I3 UTF-16 in mid-file": ('{"a":1}'.encode("utf-16-le"), "NUL bytes (7) from byte 1 on"),
+    "I7 NEL between": ('{"prompt":\u0085"x"}'.encode(), "not valid JSON at byte 10"),
     "I16 two objects": (b'{"prompt":"x"} {"prompt":"y"}', "a second object begins at byte 15"),
     "I16 array file": (b"[", "put one object on each line"),
     "I16 array on a line": (b'[{"prompt":"x"}]', "put one object on each line"),
@@ -169,6 +176,42 @@ def test_wrong_fields_are_named_with_what_was_expected(line: bytes, reason: str)
         parse(line)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+# Invalid UTF-8 of every kind; the number is that of the first byte that is to blame.
+NOT_UTF8 = {
+    "lone continuation": (b"\x80", 0),
+    "last continuation": (b"\xbf", 0),
+    "two continuations": (b"a\x80\xbf", 1),
+    "overlong slash in two": (b"\xc0\xaf", 0),
+    "overlong NUL in two": (b"\xc0\x80", 0),
+    "overlong of DEL": (b"\xc1\xbf", 0),
+    "overlong in three": (b"\xe0\x80\xaf", 0),
+    "overlong U+07FF": (b"\xe0\x9f\xbf", 0),
+    "overlong in four": (b"\xf0\x80\x80\xaf", 0),
+    "overlong U+FFFF": (b"\xf0\x8f\xbf\xbf", 0),
+    "first high surrogate": (b"\xed\xa0\x80", 0),
+    "last low surrogate": (b"\xed\xbf\xbf", 0),
+    "CESU-8 pair": (b"\xed\xa0\xbd\xed\xb8\x80", 0),
+    "above U+10FFFF": (b"\xf4\x90\x80\x80", 0),
+    "five bytes": (b"\xf8\x88\x80\x80\x80", 0),
+    "six bytes": (b"\xfc\x84\x80\x80\x80\x80", 0),
+    "0xfe": (b"\xfe", 0),
+    "0xff": (b"\xff", 0),
+    "two of three": (b"\xe2\x82z", 0),
+    "three of four": (b"\xf0\x9f\x98z", 0),
+    "Latin-1": ("grüße".encode("latin-1"), 2),
+    "Windows-1252": ("“q”".encode("cp1252"), 0),
+    "behind good ones": ("日本\U0001f600".encode() + b"\xff", 10),
+}
+
+
+@pytest.mark.parametrize(("text", "at"), NOT_UTF8.values(), ids=NOT_UTF8.keys())
+@pytest.mark.parametrize("place", [b'{"prompt":"%b"}', b'{"prompt":"x","%b":1}'], ids=["value", "name"])
+def test_the_first_byte_that_is_no_utf8_is_named(text: bytes, at: int, place: bytes) -> None:
+    with pytest.raises(BadLine) as caught:
+        parse(place % text)
+    assert f"not UTF-8: byte 0x{text[at]:02x} at byte {place.index(b'%') + at} (" in str(caught.value)
 
 
 CONNECTION = (
