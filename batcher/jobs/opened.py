@@ -84,13 +84,15 @@ def open_file(
             raise BadInput(f"{label}: is an output of this run too: choose another name for the output")
         # A shell may hand over a standard input that another program has begun to read.
         in_place = in_place and (name != STDIN or os.lseek(fd, 0, os.SEEK_CUR) == 0)
-        head = os.pread(fd, _HEAD_BYTES, 0) if in_place else b""
+        head = _head(fd, label) if in_place else b""
+        # Files of /proc hold more than the nothing that they claim, and only once.
+        in_place = in_place and not (head and not status.st_size)
         size, damage = status.st_size, None
         if not in_place or head.startswith((GZIP, *ZSTD)):
             copy = spool(fd, label, into=spool_dir, max_bytes=max_spool_bytes)
             os.close(fd)
             fd, size, damage = copy.fd, copy.size, copy.damage
-            head = os.pread(fd, _HEAD_BYTES, 0)
+            head = _head(fd, label)
         _check_head(head, label)
         start = len(BOM) if head.startswith(BOM) else 0
         return OpenedFile(name=label, fd=fd, start=start, size=size, damage=damage)
@@ -128,6 +130,13 @@ def _check_kind(status: os.stat_result, label: str) -> bool:
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (label == "stdin" and stat.S_ISCHR(mode)):
         return False
     raise InputMissing(f"{label}: is a device: expected a file or a pipe")
+
+
+def _head(fd: int, label: str) -> bytes:
+    try:
+        return os.pread(fd, _HEAD_BYTES, 0)
+    except OSError as error:
+        raise InputMissing(f"{label}: cannot be read: {error.strerror}") from error
 
 
 def _check_head(head: bytes, label: str) -> None:

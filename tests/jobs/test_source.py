@@ -101,6 +101,13 @@ REFUSED = {
     "tar": (b"jobs.jsonl".ljust(257, b"\0") + b"ustar\0", "tar"),
     "twice packed": (gz(gz(TEXT)), "archive inside an archive"),
     "PDF in gzip": (gz(b"%PDF-1.7"), "a PDF"),
+    "UTF-16 in zstd": (zst('{"id":1}\n'.encode("utf-16")), "UTF-16"),
+    "7z": (b"7z\xbc\xaf\x27\x1crest", "7z"),
+    "Arrow": (b"ARROW1\0\0", "Arrow"),
+    "PNG": (b"\x89PNG\r\n", "an image"),
+    "JPEG": (b"\xff\xd8\xff\xe0", "an image"),
+    "ELF": (b"\x7fELF\x02", "a program"),
+    "bomb of many members": (b"".join([gz(bytes(1_000_000))] * 9), "more than 200 times"),
     "gzip bomb": (gz(bytes(8_000_000)), "more than 200 times"),
     "zstd bomb": (zst(bytes(100_000_000)), "more than 200 times"),
 }
@@ -156,7 +163,16 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], obj
         open_sources([str(path)], spool_dir=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("/dev/zero", "device"), ("a\0b", "not the name of a file")])
+NO_INPUT = [
+    ("/dev/zero", "device"),
+    ("a\0b", "not the name of a file"),
+    ("/proc/self/mem", "cannot be read: Input/output error"),
+    ("/proc/self/environ/x", "cannot be opened: Not a directory"),
+    ("x" * 300, "cannot be opened: File name too long"),
+]
+
+
+@pytest.mark.parametrize(("name", "reason"), NO_INPUT)
 def test_devices_and_nonsense_are_no_input(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(InputMissing, match=reason):
         open_sources([name], spool_dir=tmp_path)
@@ -184,6 +200,15 @@ def test_a_fifo_is_copied_and_read_once(tmp_path: Path) -> None:
         lines, bad = lines_of(sources)
         assert len(lines) == 1000
         assert sources.read_line(lines[500][0]) == b'{"id":500}'
+    assert bad == []
+
+
+def test_a_file_that_claims_to_be_empty_is_read_to_its_end(tmp_path: Path) -> None:
+    with open_sources(["/proc/self/status"], spool_dir=tmp_path) as sources:
+        lines, bad = lines_of(sources)
+        assert lines[0][2].startswith(b"Name:")
+        assert [sources.read_line(offset) for offset, _, _ in lines] == [line for _, _, line in lines]
+        assert sources.total_bytes > 100
     assert bad == []
 
 
