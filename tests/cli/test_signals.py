@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import pytest
 
-from batcher.cli.signals import ending_on_signals
+from batcher.cli.signals import EndingSignals, ending_on_signals
 from batcher.engines.stop import Stop, StopReason
 
 TAKEN = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -47,67 +50,130 @@ async def test_the_second_signal_aborts(first: signal.Signals, second: signal.Si
     assert said[1] == f"{second.name}: giving up the calls in flight, keeping what has come in"
 
 
-async def test_afterwards_signals_do_what_they_did_before() -> None:
+@pytest.mark.parametrize("number", TAKEN, ids=name_of)
+async def test_a_signal_that_came_before_the_run_drains_it_at_its_start(number: signal.Signals) -> None:
+    stop, said = Stop(), list[str]()
+    with EndingSignals() as signals:
+        await send(number)
+        with signals.ending(stop, said.append):
+            assert (stop.message, stop.aborting.is_set()) == (f"{number.name} received", False)
+            await send(number)
+            assert stop.aborting.is_set()
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("number", TAKEN, ids=name_of)
+async def test_a_signal_that_comes_after_the_run_changes_nothing(number: signal.Signals) -> None:
+    stop, said = Stop(), list[str]()
+    with EndingSignals() as signals:
+        with signals.ending(stop, said.append):
+            pass
+        await send(number)
+    assert (stop.reason, said) == (None, [])
+
+
+@pytest.mark.parametrize(
+    "hold", [EndingSignals, partial(ending_on_signals, Stop(), print)], ids=["held", "ending a run"]
+)
+async def test_afterwards_signals_do_what_they_did_before(
+    hold: Callable[[], AbstractContextManager[object]],
+) -> None:
     before = [signal.getsignal(number) for number in TAKEN]
-    with ending_on_signals(Stop(), print):
-        assert [signal.getsignal(number) for number in TAKEN] != before
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with hold():
+        assert not {signal.getsignal(number) for number in TAKEN} & set(before)
+    assert [signal.getsignal(number) for number in TAKEN] == before
 
 
-WAITING = """
-import asyncio, signal, sys
-from batcher.cli.signals import ending_on_signals
+STORY = """
+import asyncio, signal, sys, time
+from batcher.cli.signals import EndingSignals
 from batcher.engines.stop import Stop
+from batcher.wiring import fastest_loop
 
-async def story():
-    with ending_on_signals(Stop(), lambda text: print(text, flush=True)):
-        print("ready", flush=True)
-        await asyncio.sleep(20)
+def reach(stage):
+    print(stage, flush=True)
+    if stage == sys.argv[1]:
+        time.sleep(20)
 
-for name in sys.argv[1:]:
+def say(text):
+    print(text, flush=True)
+
+async def story(signals):
+    with signals.ending(Stop(), say):
+        if sys.argv[1] == "stuck":
+            reach("stuck")
+        print("running", flush=True)
+        await asyncio.sleep(20 if sys.argv[1] == "running" else 0)
+
+for name in sys.argv[3:]:
     signal.signal(getattr(signal, name), signal.SIG_IGN)
-asyncio.run(story())
+with EndingSignals() as signals:
+    reach("before")
+    with asyncio.Runner(loop_factory=fastest_loop() if sys.argv[2] == "fastest" else None) as runner:
+        runner.run(story(signals))
+    reach("after")
 """
 
 
-def waiting(*ignored: str) -> subprocess.Popen[str]:
-    """Start a process that takes signals and was started with some ignored; it has said that it is ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, *ignored], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextmanager
+def waiting(stage: str, *ignored: str, loop: str = "fastest") -> Iterator[subprocess.Popen[str]]:
+    """Start a process that takes signals, started with some of them ignored, and let it reach a stage."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STORY, stage, loop, *ignored],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            while (line := process.stdout.readline()) != f"{stage}\n":
+                assert line, "it ended too early"
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+    return process.stdout.readline()
 
 
+@pytest.mark.parametrize("loop", ["fastest", "asyncio"])
 @pytest.mark.parametrize("third", TAKEN, ids=name_of)
-def test_the_third_signal_ends_the_process(third: signal.Signals) -> None:
-    process = waiting()
-    assert process.stdout is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        process.send_signal(number)
-        assert process.stdout.readline().startswith(f"{number.name}: ")
-    process.send_signal(third)
-    _, stderr = process.communicate(timeout=10)
+def test_the_third_signal_ends_the_process(third: signal.Signals, loop: str) -> None:
+    with waiting("running", loop=loop) as process:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            assert said(process).startswith(f"{number.name}: ")
+        process.send_signal(third)
+        _, stderr = process.communicate(timeout=10)
     assert (process.returncode, stderr) == (128 + third, "")
 
 
+def test_the_third_signal_ends_a_process_whose_loop_is_stuck() -> None:
+    with waiting("stuck") as process:
+        # Of several kinds, as equal ones that wait are one.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            process.send_signal(number)
+        assert process.wait(10) in {128 + number for number in TAKEN}
+
+
+@pytest.mark.parametrize("stage", ["before", "after"])
+def test_outside_of_the_run_the_second_signal_ends_the_process(stage: str) -> None:
+    with waiting(stage) as process:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            process.send_signal(number)
+        assert process.wait(10) in {128 + signal.SIGTERM, 128 + signal.SIGHUP}
+
+
 def test_nohup_keeps_a_hangup_from_ending_the_run() -> None:
-    process = waiting("SIGHUP")
-    assert process.stdout is not None
-    process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline().startswith("SIGTERM: finishing")
-    process.kill()
-    process.communicate()
+    with waiting("running", "SIGHUP") as process:
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert said(process).startswith("SIGTERM: finishing")
 
 
 def test_an_interrupt_counts_even_if_the_shell_had_it_ignored() -> None:
-    process = waiting("SIGINT")
-    assert process.stdout is not None
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline().startswith("SIGINT: finishing")
-    process.kill()
-    process.communicate()
+    with waiting("running", "SIGINT") as process:
+        process.send_signal(signal.SIGINT)
+        assert said(process).startswith("SIGINT: finishing")
