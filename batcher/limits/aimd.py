@@ -8,6 +8,7 @@ from batcher.types import Outcome
 
 CUT = 0.7
 IN_USE = 0.8
+FULL = 0.98
 DOUBLING_GAIN = 0.7
 """Share of the calls added by a doubling that must come back as completions a second to double again."""
 
@@ -37,6 +38,7 @@ class Grant(NamedTuple):
 class _Pace:
     limit: int
     per_second: float
+    answers: int
 
 
 class AdaptiveConcurrency:
@@ -79,6 +81,14 @@ class AdaptiveConcurrency:
         """Calls that may be in flight now, 1 to the ceiling."""
         return self._limit
 
+    def begin_again(self, calls: int) -> None:
+        """Double again from `calls` at once on: after an outage the provider may take fewer than before."""
+        self._trusted = 0
+        self._base = self._unloaded = None
+        self._doubling = True
+        self._answers = self._failed = 0
+        self._set(min(calls, self._limit))
+
     def granted(self, now: float) -> Grant:
         """Take note of an attempt that starts now; `settled` gets back what this returns."""
         return Grant(self._number, now)
@@ -117,16 +127,19 @@ class AdaptiveConcurrency:
         if in_flight < IN_USE * self._limit or self._latency_s <= 0:
             self._clear()
             return
+        if in_flight < FULL * self._limit:
+            self._set(self._limit + 1)  # something else held calls back, too: no verdict on the limit
+            return
         # By Little's law, so that pauses between calls do not count.
         per_second = in_flight * self._measured / self._latency_s
         settled = self._measured >= max(SURE_ANSWERS, 4 * self._limit)
         if self._doubling:
-            self._double(_Pace(self._limit, per_second), settled=settled)
+            self._double(_Pace(self._limit, per_second, self._measured), settled=settled)
         elif self._limit < self._trusted:
             self._set(self._limit + 1)
         elif self._base is None:
             if settled:
-                self._base = _Pace(self._limit, per_second)
+                self._base = _Pace(self._limit, per_second, self._measured)
                 self._clear()
         elif self._limit == self._base.limit:
             if now >= self._rest_until or per_second > FASTER * self._base.per_second:
@@ -134,12 +147,14 @@ class AdaptiveConcurrency:
         elif self._limit < self._step_end(self._base.limit):
             self._set(self._limit + 1)
         elif settled:
-            self._judge(_Pace(self._limit, per_second), self._base, now)
+            self._judge(_Pace(self._limit, per_second, self._measured), self._base, now)
 
     def _double(self, pace: _Pace, *, settled: bool) -> None:
         base = self._base
         wanted = 1 + DOUBLING_GAIN * (pace.limit / base.limit - 1) if base else 0.0
-        if base is None or pace.per_second >= wanted * base.per_second:
+        # A pace from few answers may have been luck, and a wrong verdict costs minutes.
+        lucky = base is not None and base.answers < SURE_ANSWERS and settled
+        if base is None or lucky or pace.per_second >= wanted * base.per_second:
             self._unloaded, self._base = base or pace, pace
             self._doubling = pace.limit < self._ceiling
             self._set(2 * pace.limit)

@@ -24,7 +24,7 @@ class BreakerPolicy:
     A failure opens it when it is the last of `failures_in_a_row`, or when `failure_rate` of at least
     `minimum_volume` attempts in `window_s` have failed. The k-th opening in a row lasts
     `first_wait_s * 2^k`, at most `longest_wait_s`, times 0.8 to 1.2; a provider that asks for more gets up to
-    `longest_wait_s`. Then one probe goes out, after n good ones 2 n at once; `successes_to_close` close it.
+    `longest_wait_s`. Then one probe goes out, after n good ones n + 1 at once; `successes_to_close` close it.
     Probes of which nothing is heard for `probe_timeout_s * 2^k` (at most `longest_wait_s`) are given up, and
     the next one goes out as if it had opened once more.
     """
@@ -124,7 +124,7 @@ class CircuitBreaker:
 
     @property
     def _probes_allowed(self) -> int:
-        return max(1, 2 * self._successes)
+        return 1 + self._successes
 
     @property
     def _lost_at(self) -> float:

@@ -64,6 +64,12 @@ class TokenQuota:
             self._even.give_back(-delta, now)
             self._ring.correct(reservation.slot, delta, now)
 
+    def spread(self, tokens: float, wait_s: float, now: float) -> None:
+        """Let no more than `tokens` out at once after `wait_s`."""
+        excess = self._even.level(now) - (tokens - self._even.rate * wait_s)
+        if excess > 0:
+            self._even.take(excess, now)
+
     def used_before(self, tokens: float, since: float, now: float) -> None:
         """Count what was used evenly from `since` to `now`, as far as it is of the last minute.
 
@@ -250,6 +256,8 @@ class Limit:
         """
         if math.isinf(self.limit):
             return
+        if self._minute is not None:
+            self._minute.spread(amount, wait_s, now)
         level = amount - self._belief.rate * wait_s
         if left is not None:
             # A nonsensical debt must not shut the lane for good, and who has waited as asked may go.

@@ -121,8 +121,8 @@ class Allowance:
 
     @property
     def concurrency(self) -> int:
-        """Calls that may be in flight now."""
-        return self._concurrency.limit
+        """Calls that may be in flight now; few at first after a pause."""
+        return int(min(self._concurrency.limit, self.pause.most_at_once))
 
     @property
     def day_limits(self) -> tuple[int | None, int | None]:
@@ -132,7 +132,7 @@ class Allowance:
 
     def demand(self, body: bytes, *, answers: bool) -> Demand:
         """Estimate what a request may use, as far as anything counts it."""
-        return Demand(*self._estimator.estimate(body, answers=answers)) if self._quota else NOTHING
+        return Demand(*self._estimator.estimate(body, answers=answers))
 
     def misfit(self, demand: Demand) -> str:
         """Return "" if a request of `demand` can pass some time, else which limit it exceeds."""
@@ -142,7 +142,7 @@ class Allowance:
         """Return when pause and concurrency let a request start: `now`, later, or `inf` until an end."""
         if self.pause.until > now:
             return self.pause.until
-        return math.inf if in_flight >= self._concurrency.limit else now
+        return math.inf if in_flight >= self.concurrency else now
 
     def quota_until(self, demand: Demand, now: float) -> float:
         """Return when the quota lets a request of `demand` start: `now` or later."""
@@ -187,10 +187,18 @@ class Allowance:
             )
             said.append(f"{before} calls at once {why}: down to {fewer}")
         if lesson.outcome is Outcome.SUCCESS:
-            self.pause.answered()
-        elif lesson.refused and (begun := self.pause.refused(lesson.retry_after_s, now, random.random())):
+            self.pause.answered(hold.grant.at, self._concurrency.limit)
+        elif lesson.refused and (
+            begun := self.pause.refused(
+                lesson.retry_after_s, now, random.random(), names_quota=lesson.named is not None
+            )
+        ):
             said.append(begun)
         return said
+
+    def begin_again(self, calls: int) -> None:
+        """Find out anew how many calls the provider can take, from so many on."""
+        self._concurrency.begin_again(calls)
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to a share of each minute limit, those that will be learned included."""

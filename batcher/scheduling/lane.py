@@ -6,7 +6,7 @@ import math
 from batcher.clock import monotonic
 from batcher.errors import LaneHeldUp, LaneParked, TooLarge
 from batcher.events import Emit, LaneChanged
-from batcher.limits.breaker import BreakerPolicy
+from batcher.limits.breaker import BreakerPolicy, Circuit
 from batcher.limits.limit import Demand
 from batcher.scheduling.allowance import NOTHING, Allowance, LaneLimits, Lesson
 from batcher.scheduling.backoffs import Backoffs
@@ -284,8 +284,11 @@ class Lane:
         # What fails at the address says nothing about this model.
         outcome = Outcome.IGNORED if lesson.host is Outcome.FAILED else lesson.outcome
         wait_s = lesson.retry_after_s or 0.0
+        shut = self._probing
         self._circuit.settle(permit.ticket, outcome, now, wait_s=wait_s)
         self._host.settle(permit.host_ticket, lesson.host, now, wait_s=wait_s)
+        if shut and not self._probing:
+            self._allowance.begin_again(self.in_flight + 1)
         self._park_if_hopeless(lesson, now)
         self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
         self._slots.give_back()
@@ -310,6 +313,10 @@ class Lane:
         reason = f"{self.route}: its limits are used up for the next {wait_s:.0f} s"
         self.park(reason, resume_in_s=wait_s)
         return True
+
+    @property
+    def _probing(self) -> bool:
+        return Circuit.CLOSED is not self._circuit.state or Circuit.CLOSED is not self._host.state
 
     def _fails_for_s(self, now: float) -> float:
         return max(self._circuit.fails_for_s(now), self._host.fails_for_s(now))

@@ -91,7 +91,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def grant(self) -> None:
         before = self.breaker.state
-        if before is Circuit.HALF_OPEN and self.probes_out == max(1, 2 * self.successes):
+        if before is Circuit.HALF_OPEN and self.probes_out == 1 + self.successes:
             assert self.now >= self.lost_at
             self.era, self.openings, self.successes = self.era + 1, self.openings + 1, 0
         ticket = self.breaker.grant(self.now)
@@ -133,7 +133,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def probes_come_one_by_one_at_first(self) -> None:
         if self.breaker.state is not Circuit.HALF_OPEN:
             return
-        most = max(1, 2 * self.successes)
+        most = 1 + self.successes
         assert self.probes_out <= most
         free_at = self.now if self.probes_out < most else max(self.now, self.lost_at)
         assert self.breaker.free_at(self.now) == pytest.approx(free_at)
@@ -239,7 +239,7 @@ def test_recovery_is_one_probe_then_two_four_and_more_until_it_closes() -> None:
         allowed.append(len(wave))
         for ticket in wave:
             circuit.settle(ticket, S, 10.0)
-    assert allowed == [1, 2, 6]
+    assert allowed == [1, 2, 4, 8]
 
 
 def test_probes_that_bring_no_news_are_replaced() -> None:

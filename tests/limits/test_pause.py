@@ -1,5 +1,7 @@
 """The pause of a lane: as long as asked, else ever longer, and one for all calls refused together."""
 
+import math
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -26,11 +28,12 @@ class PauseMachine(RuleBasedStateMachine):
     def advance_to_its_end(self) -> None:
         self.now = max(self.now, self.pause.until)
 
-    @rule()
-    def answered(self) -> None:
+    @rule(since_s=st.floats(0, 100))
+    def answered(self, since_s: float) -> None:
         before = self.pause.until
-        self.pause.answered()
-        self.episodes = 0
+        self.pause.answered(self.now - since_s, 64)
+        if self.now - since_s >= before:
+            self.episodes = 0
         assert self.pause.until == before, "an answer from before does not end it"
 
     @rule(retry_after_s=st.floats(0.001, 86_400), random=st.floats(0, 1, exclude_max=True))
@@ -75,7 +78,33 @@ def test_calls_refused_together_are_one_episode_and_an_answer_begins_anew() -> N
             pause.refused(None, now, 0.0)
         ends.append(pause.until - now)
     assert ends == [5, 10, 20, 40, 60, 60]
-    pause.answered()
+    pause.answered(pause.until - 1.0, 64)
+    pause.refused(None, 1e5, 0.0)
+    assert pause.until == 1e5 + 60, "an answer to a call from before the pause says nothing"
+    pause.answered(1e6, 64)
     pause.refused(None, 1e6, 0.0)
     assert pause.until == 1e6 + 5
     assert repr(pause) == "<Pause until=1e+06>"
+
+
+def test_after_a_pause_one_call_asks_for_all_and_then_twice_as_many_each_time() -> None:
+    pause = Pause()
+    pause.refused(1.0, 0.0, 0.0)
+    allowed = []
+    now = pause.until
+    while pause.most_at_once < math.inf:
+        at_once = int(pause.most_at_once)
+        allowed.append(at_once)
+        now += 1.0
+        for _ in range(at_once):
+            pause.answered(now, 20)
+    assert allowed == [1, 2, 4, 8, 16]
+
+
+def test_a_refusal_that_names_a_quota_holds_back_only_after_a_pause_in_vain() -> None:
+    pause = Pause()
+    pause.refused(1.0, 0.0, 0.0, names_quota=True)
+    pause.refused(1.0, 0.5, 0.0, names_quota=True)
+    assert pause.most_at_once == math.inf
+    pause.refused(1.0, pause.until, 0.0, names_quota=True)
+    assert pause.most_at_once == 1

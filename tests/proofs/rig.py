@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import math
 import random
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVarTuple
 
 import orjson
-import pytest
+from creeping_clock import CreepingClockLoop
 
 from batcher.clock import monotonic
 from batcher.config import Settings
@@ -34,17 +33,13 @@ from batcher.providers.simulator.memory import MemoryProvider
 from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.settings import LimiterKind, SimulatorSettings
 from batcher.results import ResultWriter, open_output
-from batcher.scheduling.lane import Lane, LaneLimits
+from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.lane import Lane
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 from batcher.types import Failure, ModelInfo, Reply, Request, Result, output_paths
 from batcher.wiring import build_run
-
-# The helpers of other directories, which pytest puts on the path only when it collects those, too.
-sys.path += [str(Path(__file__).parents[1] / name) for name in ("scheduling", "e2e")]
-
-from creeping_clock import CreepingClockLoop
 
 Ts = TypeVarTuple("Ts")
 
@@ -53,11 +48,6 @@ MINUTE_S = 60.0
 LIMITERS: tuple[LimiterKind, ...] = ("token-bucket", "fixed-window", "sliding-window")
 ONE_WAY_S = (0.01, 0.04)
 """Shortest and longest time from us to the provider, and back."""
-
-
-def falls_short(reason: str) -> pytest.MarkDecorator:
-    """Mark a proof that the product does not pass yet; once it does, the mark has to go."""
-    return pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError)
 
 
 class ProofLoop(CreepingClockLoop):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from rig import Rig, Rival, falls_short, finished
+from rig import Rig, Rival, finished
 
 from batcher.providers.simulator.fault_plan import FaultPlan, Outage
 from batcher.providers.simulator.settings import SimulatorSettings
@@ -84,7 +84,6 @@ def test_refusals_without_a_word_are_met_with_growing_pauses() -> None:
         assert wait_s <= pause <= 1.1 * wait_s + 3.0, (number, pause, figures)
 
 
-@falls_short("at the end of a pause that helped nobody all calls go out at once")
 @pytest.mark.parametrize("kind", ["429", "429-text", "429-bare"])
 def test_after_a_pause_that_helped_nobody_a_single_call_asks_for_all(kind: str) -> None:
     rig = _refused_forever(kind, DEADLINE_S)
