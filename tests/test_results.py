@@ -404,6 +404,25 @@ async def test_a_full_disk_leaves_whole_lines(paths: OutputPaths) -> None:
     assert kept[: len(committed.ids)] == committed.ids
 
 
+@pytest.mark.real_loop
+async def test_there_is_no_room_before_an_answer_is_written(paths: OutputPaths) -> None:
+    """Eight answers come in one turn of the loop: none of them may lead to another call on a full disk."""
+    writer = ResultWriter(*open_output(paths), on_committed=Committed(), max_delay_s=60)
+    paid_again = []
+
+    async def job(number: int) -> None:
+        writer.append(made(job_id=str(number)))
+        await writer.room()
+        paid_again.append(number)
+
+    with largest_file(1000):
+        ended = await asyncio.gather(*map(job, range(8)), return_exceptions=True)
+        with pytest.raises(OutputError):
+            await writer.aclose()
+    assert all(isinstance(end, OutputError) for end in ended)
+    assert paid_again == []
+
+
 def replace(path: Path) -> None:
     path.with_suffix(".new").write_bytes(path.read_bytes())
     path.with_suffix(".new").rename(path)
@@ -423,7 +442,13 @@ def lengthen(path: Path) -> None:
 @pytest.mark.parametrize("meddle", [Path.unlink, replace, cut, lengthen], ids=lambda meddle: meddle.__name__)
 async def test_a_file_changed_by_others_ends_the_run(paths: OutputPaths, side: str, meddle: Any) -> None:
     committed = Committed()
-    writer = ResultWriter(*open_output(paths), on_committed=committed, max_delay_s=0, max_backlog_bytes=0)
+    writer = ResultWriter(
+        *open_output(paths),
+        on_committed=committed,
+        journal=committed.journal,
+        max_delay_s=0,
+        max_backlog_bytes=0,
+    )
     with running(writer) as task:
         writer.append(made(job_id="before"))
         writer.append(made(FAILURE, job_id="before too"))
@@ -436,6 +461,7 @@ async def test_a_file_changed_by_others_ends_the_run(paths: OutputPaths, side: s
     with pytest.raises(OutputError):
         await writer.aclose()
     assert committed.ids == ["before", "before too"]
+    assert committed.sizes == (0, 0), "what was told now must not end the next run, too"
 
 
 async def test_a_failing_journal_ends_the_run(paths: OutputPaths) -> None:
@@ -455,7 +481,8 @@ async def test_a_failing_journal_ends_the_run(paths: OutputPaths) -> None:
         with pytest.raises(OutputError, match="full"):
             await task
         writer.append(made(job_id="too late"))
-        await writer.room()
+        with pytest.raises(OutputError, match="full"):
+            await writer.room()
     with pytest.raises(OutputError, match="full"):
         await writer.aclose()
     assert committed.ids == ["row-1"]

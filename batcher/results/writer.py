@@ -107,6 +107,7 @@ def open_output(paths: OutputPaths) -> tuple[Sink, Sink]:
         for path in (paths.results, paths.errors):
             sink = Sink(open_private(path, os.O_WRONLY | os.O_APPEND), path)
             opened.callback(sink.close)
+            os.fsync(sink.fd)  # a killed run may have left lines that are not on disk yet
             sinks.append(sink)
         sync_directory(paths.results.parent)
         opened.pop_all()
@@ -130,7 +131,7 @@ class ResultWriter:
         results: where answers go.
         errors: where failed jobs go.
         on_committed: told of each group of results once it is safe.
-        journal: told how many bytes of the result and the error file are safe.
+        journal: told how many bytes of the result and the error file are safe, none if others changed them.
         durable: whether a group is synced before it counts as safe; a stream never is.
         max_delay_s: how long the first line of a group may wait for others (seconds, >= 0).
         max_batch_bytes: a backlog of this size waits no longer.
@@ -200,11 +201,16 @@ class ResultWriter:
             asyncio.get_running_loop().call_soon(self._flush)
 
     async def room(self) -> None:
-        """Wait until the backlog is small enough for more.
+        """Wait until what was appended has reached the kernel, and the backlog is small enough for more.
 
         Raises:
             OutputError: the output failed, so that there will never be room.
         """
+        if self._flush_scheduled:
+            # Who waits here makes the next call: none may be paid for once an answer cannot be written.
+            await asyncio.sleep(0)
+        if self._failure is not None:
+            raise self._failure
         while self.backlog_bytes > self._max_backlog_bytes:
             if self._failure is not None:
                 raise self._failure
@@ -288,12 +294,21 @@ class ResultWriter:
 
     async def _make_safe(self) -> None:
         """Bring to disk, or down the stream, what there is; what goes wrong is left in `_failure`."""
-        self._failure = self._failure or self._results.foreign_change() or self._errors.foreign_change()
+        if self._failure is None and (changed := self._foreign_change()):
+            self._failure = changed
         if self._failure is None and self._thread is not None:
             stream_data = self._results.take() if self._is_stream else b""
             safe = asyncio.get_running_loop().run_in_executor(self._thread, self._sync, stream_data)
             # A write to the stream that has begun must not be forgotten by a cancelled commit.
             await asyncio.shield(safe)
+
+    def _foreign_change(self) -> OutputError | None:
+        """Say so if somebody else changed a file; the next run takes it as it is, for it was told now."""
+        changed = self._results.foreign_change() or self._errors.foreign_change()
+        if changed is not None and self._journal is not None:
+            with contextlib.suppress(OutputError):
+                self._journal(0, 0)
+        return changed
 
     def _sync(self, stream_data: bytes) -> None:
         """Do the part of `_make_safe` that takes time; runs in the thread."""
