@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,7 +20,7 @@ from batcher.errors import BadInput, BatcherError, ConfigError
 from batcher.events import Emit, Event, JobFinished
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
-from batcher.journal import Journal
+from batcher.journal import History, Journal, forget_committed
 from batcher.ledger import Ledger, state_directory
 from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
@@ -71,7 +71,7 @@ async def run_batch(
         check_inputs(spec.inputs, paths)
         lock = None if paths is None else stack.enter_context(OutputLock(paths, run_id=spec.run_id))
         if paths is not None and not spec.fresh:
-            await _put_in_order(paths, provider.name, watcher)
+            stats.paid_twice.earlier = await _put_in_order(paths, provider.name, watcher)
         index_began_at = monotonic()
         index = await read_jobs(spec, settings, paths, stop, watcher)
         stack.callback(index.close)
@@ -82,7 +82,7 @@ async def run_batch(
         run_began_at = monotonic()
 
         journal = _open_journal(paths, stack)
-        listeners.append(WriteNotices(journal.notice))
+        listeners += [journal.attempt_finished, WriteNotices(journal.notice)]
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
             *sinks,
@@ -114,6 +114,7 @@ async def run_batch(
             queued=wanted,
             results_before=index.earlier_results - replaced,
         )
+        journal.committed(*(sink.size for sink in sinks))
         try:
             await run.run(stop, lambda: None if stats.reached_provider else stats.last_error)
         except BatcherError as error:
@@ -156,13 +157,21 @@ def _end_at(deadline_at: float, stop: Stop, stack: AsyncExitStack) -> None:
     stack.callback(loop.call_at(deadline_at, stop.drain, StopReason.INTERRUPTED, reason).cancel)
 
 
-async def _put_in_order(paths: OutputPaths, provider: str, watcher: Watcher) -> None:
-    """Mend what a crash left behind, and see whether this run may add to it."""
-    report = await asyncio.to_thread(repair, paths)
+async def _put_in_order(paths: OutputPaths, provider: str, watcher: Watcher) -> Container[str]:
+    """Mend what a crash left behind, and return the ids of jobs that would be paid twice if sent again."""
+    history = await asyncio.to_thread(History, paths.journal)
+    report = await asyncio.to_thread(
+        repair,
+        paths,
+        committed=history.committed,
+        on_id=history.done,
+        before_removing=partial(forget_committed, paths.journal),
+    )
     if report.quarantined_bytes:
         seen = f"{report.quarantined_bytes} bytes were damaged, as after a crash"
         watcher.warning(str(paths.results), f"{seen}; they are kept in {paths.quarantine}")
     _refuse_mixture(paths, provider)
+    return await asyncio.to_thread(history.maybe_charged)
 
 
 async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -> int:
@@ -172,6 +181,7 @@ async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -
     if spec.fresh:
         await asyncio.to_thread(set_aside, paths)
     elif index.replaces:
+        await asyncio.to_thread(forget_committed, paths.journal)
         return await asyncio.to_thread(supersede, paths, index.is_replaced)
     return 0
 

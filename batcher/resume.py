@@ -3,10 +3,10 @@
 Everything here happens before a run writes, while it holds the output's lock. Nothing is ever deleted:
 damaged bytes go to `x.quarantine`, lines that are replaced or stand twice to `x.superseded.jsonl`. Their copy
 is on disk before the original goes, so a crash in between leaves a line in both places, never in none.
+What was safe on disk and is damaged or gone was no crash's doing, and is left for a person to look at.
 A result file may be another file afterwards (another inode), so its lock must be taken again.
 """
 
-import contextlib
 import math
 import os
 from array import array
@@ -14,85 +14,13 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from batcher.clock import utcnow
 from batcher.errors import OutputError
 from batcher.results.files import output_errors, replacement, sync_directory, written_to_disk
-from batcher.results.line import check_crc
+from batcher.results.scan import Line, Scan, pieces
 from batcher.types import OutputPaths, output_paths
 
-_LINE_MAX_BYTES = 1 << 26  # several times the largest body; a longer run of zeros is cut, to keep memory flat
 _CHUNK_BYTES = 1 << 20
-
-
-class _About(msgspec.Struct, gc=False):
-    request_sha256: str
-    provider: str = ""
-    cost_usd: float | None = None
-
-
-class _Failure(msgspec.Struct, gc=False):
-    code: str
-
-
-class _Line(msgspec.Struct, gc=False):
-    """The part of a result line that tells whose it is."""
-
-    id: str
-    custom_id: str
-    error: _Failure | None
-    batcher: _About
-
-
-_decode_line = msgspec.json.Decoder(_Line).decode
-
-
-class Scan:
-    """One forward pass over a result or error file: iterate it once, to the end.
-
-    It yields `(id, request_sha256, ok)` of each intact line, in the order of the file; memory stays flat. A
-    file that is not there has no lines. The pass ends with `OutputError` if batcher did not write the file:
-    no line is intact, and the first one is an object of another make.
-
-    Attributes:
-        size: bytes read so far.
-        good_end: where the last intact line ends.
-        unterminated: whether the last intact line lacks its newline.
-        bad: the byte ranges `(start, end)` that are no intact line, neighbours joined.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.size = 0
-        self.good_end = 0
-        self.unterminated = False
-        self.bad: list[tuple[int, int]] = []
-
-    @property
-    def bad_bytes(self) -> int:
-        """How many bytes belong to no intact line."""
-        return sum(end - start for start, end in self.bad)
-
-    def __iter__(self) -> Iterator[tuple[str, str, bool]]:
-        foreign = False
-        for raw, line in _pieces(self._path):
-            start = self.size
-            self.size += len(raw)
-            if line is not None:
-                self.good_end = self.size
-                self.unterminated = not raw.endswith(b"\n")
-                yield line.custom_id, line.batcher.request_sha256, line.error is None
-                continue
-            foreign = foreign or (start == 0 and _is_foreign(raw))
-            if self.bad and self.bad[-1][1] == start:
-                start = self.bad.pop()[0]
-            self.bad.append((start, self.size))
-        if foreign and not self.good_end:
-            raise OutputError(
-                f"{self._path}:1: this line has no crc32, so batcher did not write the file and leaves it "
-                "alone; name another output with -o, or move the file away"
-            )
 
 
 def done_records(paths: OutputPaths) -> Iterator[tuple[str, str, bool]]:
@@ -114,7 +42,7 @@ def provider_of(paths: OutputPaths) -> str:
     """
     with output_errors(paths.results):
         for path in (paths.results, paths.errors):
-            for _, line in _pieces(path):
+            for _, line in pieces(path):
                 if line is not None:
                     return line.batcher.provider
     return ""
@@ -130,7 +58,7 @@ def cost_of_results(paths: OutputPaths) -> float:
         return math.fsum(
             line.batcher.cost_usd or 0.0
             for path in (paths.results, paths.errors, paths.superseded)
-            for _, line in _pieces(path)
+            for _, line in pieces(path)
             if line is not None
         )
 
@@ -143,25 +71,42 @@ class RepairReport:
     repeated_lines: int
 
 
-def repair(paths: OutputPaths) -> RepairReport:
+def repair(
+    paths: OutputPaths,
+    *,
+    committed: tuple[int, int] = (0, 0),
+    on_id: Callable[[str], None] = lambda _: None,
+    before_removing: Callable[[], None] = lambda: None,
+) -> RepairReport:
     """Leave only intact lines in the output, and each id once over both files.
 
     If an id stands more than once, its first answer stays, or its first failure where there is no answer.
 
+    Args:
+        paths: the output.
+        committed: bytes of the result file and of the error file that were safe on disk.
+        on_id: told the id of every result.
+        before_removing: called before intact lines leave a file; what is `committed` no longer holds then.
+
     Raises:
-        OutputError: a file cannot be mended, or was not written by batcher.
+        OutputError: a file cannot be mended, was not written by batcher, or was changed where it was safe.
     """
     ids = _Census()
     quarantined_bytes = 0
     with output_errors(paths.results):
-        for path in (paths.results, paths.errors, paths.superseded):
-            scan = Scan(path)
+        scans = {path: Scan(path) for path in (paths.results, paths.errors, paths.superseded)}
+        for path, scan in scans.items():
             for job_id, _, _ in scan:
                 if path != paths.superseded:
                     ids.add(job_id)
+                    on_id(job_id)
+        for path, safe_bytes in zip((paths.results, paths.errors), committed, strict=True):
+            _refuse_loss(path, scans[path], safe_bytes, paths)
+        for path, scan in scans.items():
             _mend(path, scan, paths.quarantine)
             quarantined_bytes += scan.bad_bytes
-        repeated = ids.repeated()
+        if repeated := ids.repeated():
+            before_removing()
         repeated_lines = _drop_repeated(paths, repeated) if repeated else 0
     return RepairReport(quarantined_bytes=quarantined_bytes, repeated_lines=repeated_lines)
 
@@ -169,20 +114,21 @@ def repair(paths: OutputPaths) -> RepairReport:
 def supersede(paths: OutputPaths, is_replaced: Callable[[str], bool]) -> int:
     """Move the lines whose id `is_replaced` to `x.superseded.jsonl`; return how many lines moved.
 
-    The files must have been repaired. A line that a crash left in both places is not moved twice.
+    The files must have been repaired, and the journal must have forgotten how much of them is safe. A line
+    that a crash left in both places is not moved twice.
 
     Raises:
         OutputError: a file cannot be read or written.
     """
 
-    def leaves(_: int, line: _Line | None) -> bool:
+    def leaves(_: int, line: Line | None) -> bool:
         return line is not None and is_replaced(line.custom_id)
 
     moved = 0
     with output_errors(paths.results):
         already = _line_ids(paths.superseded)
         for path in (paths.results, paths.errors):
-            if any(leaves(0, line) for _, line in _pieces(path)):
+            if any(leaves(0, line) for _, line in pieces(path)):
                 moved += _move_pieces(path, leaves, paths.superseded, already)
     return moved
 
@@ -203,6 +149,8 @@ def set_aside(paths: OutputPaths) -> list[Path]:
         aside = dict(zip(_movable(paths), _movable(output_paths(paths.results.with_stem(stem))), strict=True))
         for path in there:
             path.rename(aside[path])
+            if path == paths.journal:
+                sync_directory(path.parent)  # no crash may leave it here and the results it vouches for there
         if there:
             sync_directory(paths.results.parent)
     return [aside[path] for path in there]
@@ -232,29 +180,32 @@ class _Census:
         return found
 
 
-def _pieces(path: Path) -> Iterator[tuple[bytes, _Line | None]]:
-    """Cut a file at its newlines; what is not an intact line comes with None."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=_CHUNK_BYTES) as file:
-        while raw := file.readline(_LINE_MAX_BYTES):
-            yield raw, _intact(raw)
+def _refuse_loss(path: Path, scan: Scan, safe_bytes: int, paths: OutputPaths) -> None:
+    """Refuse damage to what was on disk: no crash does that."""
+    if scan.bad and scan.bad[0][0] < safe_bytes:
+        start = scan.bad[0][0]
+        seen = (
+            f"{path}:{_line_number(path, start)}: this line (byte {start:,}) was whole on disk and is not now"
+        )
+        after = f"damaged lines are then kept in {paths.quarantine} and their jobs run again"
+    elif scan.size < safe_bytes:
+        seen = f"{path}: has {scan.size:,} bytes, and {safe_bytes:,} were on disk: results were lost"
+        after = "the jobs that have no result any more then run again"
+    else:
+        return
+    raise OutputError(
+        f"{seen}; another program changed the file, or the disk fails: bring the file back from a copy, or "
+        f"delete {paths.journal} to go on with what is left ({after}), or begin anew with --fresh"
+    )
 
 
-def _intact(raw: bytes) -> _Line | None:
-    if not check_crc(raw):
-        return None
-    try:
-        return _decode_line(raw)
-    except (ValueError, RecursionError):  # bad UTF-8 is a ValueError as well
-        return None
-
-
-def _is_foreign(first_line: bytes) -> bool:
-    try:
-        value = msgspec.json.decode(first_line)
-    except (ValueError, RecursionError):
-        return False
-    about = value.get("batcher") if isinstance(value, dict) else {"crc32": 0}
-    return not isinstance(about, dict) or "crc32" not in about
+def _line_number(path: Path, offset: int) -> int:
+    number = 1
+    with path.open("rb") as file:
+        while offset > 0 and (chunk := file.read(min(offset, _CHUNK_BYTES))):
+            number += chunk.count(b"\n")
+            offset -= len(chunk)
+    return number
 
 
 def _mend(path: Path, scan: Scan, quarantine: Path) -> None:
@@ -279,7 +230,7 @@ def _drop_repeated(paths: OutputPaths, repeated: Set[int]) -> int:
     goes: dict[Path, set[int]] = {paths.results: set(), paths.errors: set()}
     for path in goes:
         offset = 0
-        for raw, line in _pieces(path):
+        for raw, line in pieces(path):
             if line is not None and hash(line.custom_id) in repeated:
                 loser = this = (path, offset, line.error is None)
                 first = stays.setdefault(line.custom_id, this)
@@ -295,17 +246,17 @@ def _drop_repeated(paths: OutputPaths, repeated: Set[int]) -> int:
     return sum(map(len, goes.values()))
 
 
-def _standing_at(offsets: Set[int]) -> Callable[[int, _Line | None], bool]:
+def _standing_at(offsets: Set[int]) -> Callable[[int, Line | None], bool]:
     return lambda offset, _: offset in offsets
 
 
 def _line_ids(path: Path) -> set[str]:
-    return {line.id for _, line in _pieces(path) if line is not None}
+    return {line.id for _, line in pieces(path) if line is not None}
 
 
 def _move_pieces(
     path: Path,
-    leaves: Callable[[int, _Line | None], bool],
+    leaves: Callable[[int, Line | None], bool],
     aside: Path,
     already: Set[str] = frozenset(),
 ) -> int:
@@ -313,7 +264,7 @@ def _move_pieces(
     moved = offset = 0
     with replacement(path) as kept:
         with written_to_disk(aside, os.O_APPEND) as gone:
-            for raw, line in _pieces(path):
+            for raw, line in pieces(path):
                 whole = raw if line is None or raw.endswith(b"\n") else raw + b"\n"
                 if not leaves(offset, line):
                     kept.write(whole)

@@ -1,4 +1,5 @@
 import os
+import random
 import resource
 import stat
 from datetime import UTC, datetime
@@ -9,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import OutputError
-from batcher.journal import Journal, read_journal
+from batcher.events import AttemptFinished
+from batcher.journal import History, Journal, forget_committed, read_journal
+from batcher.types import Outcome
 
 
 def without_time(path: Path) -> list[dict[str, object]]:
     records = list(read_journal(path))
     assert all(isinstance(record.pop("at"), float) for record in records)
+    assert all("crc32" in record for record in records if record["event"] == "committed")
+    for record in records:
+        record.pop("crc32", None)
     return records
 
 
@@ -33,6 +39,7 @@ def test_what_is_written_is_there_at_once(path: Path) -> None:
     journal.run_started("r1", 42, "jobs.jsonl", queued=7, results_before=3)
     journal.sent("é", "ab" * 32, 1, "m")
     journal.unknown("é", 1, "timeout")
+    journal.failed("é", 2, 500)
     journal.committed(100, 0)
     journal.notice("m: pauses", datetime.now(UTC))
     journal.run_ended(75)
@@ -47,6 +54,7 @@ def test_what_is_written_is_there_at_once(path: Path) -> None:
         },
         {"event": "sent", "id": "é", "request_sha256": "ab" * 32, "attempt": 1, "model": "m"},
         {"event": "unknown", "id": "é", "attempt": 1, "code": "timeout"},
+        {"event": "failed", "id": "é", "attempt": 2, "status": 500},
         {"event": "committed", "results_bytes": 100, "errors_bytes": 0},
         {"event": "notice", "message": "m: pauses"},
         {"event": "run_ended", "exit_code": 75},
@@ -126,3 +134,141 @@ def test_a_run_without_files_can_journal_to_nowhere() -> None:
     journal = Journal(Path(os.devnull))
     journal.sent("a", "b", 1, "m")
     journal.close()
+
+
+# What it says about earlier runs
+
+
+def begin(path: Path, run_id: str = "r1") -> Journal:
+    journal = Journal(path)
+    journal.run_started(run_id, 42, "jobs.jsonl", queued=7, results_before=3)
+    return journal
+
+
+def test_the_last_mark_counts_and_can_be_taken_back(path: Path) -> None:
+    assert History(path).committed == (0, 0)
+    journal = begin(path)
+    journal.committed(100, 10)
+    journal.committed(200, 20)
+    assert History(path).committed == (200, 20)
+    forget_committed(path)
+    assert History(path).committed == (0, 0)
+    begin(path, "r2").committed(50, 5)
+    assert History(path).committed == (50, 5)
+
+
+@given(st.data())
+def test_a_damaged_mark_is_no_mark(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("journal") / "x.journal"
+    journal = begin(path)
+    for number in (1, 2, 3):
+        journal.committed(number * 1000, number)
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, 1000)) % len(whole)
+    byte = data.draw(st.integers(0, 255))
+    path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+    assert History(path).committed in {(0, 0), (1000, 1), (2000, 2), (3000, 3)}
+
+
+def test_a_mark_of_another_run_in_an_old_sector_is_no_mark(path: Path) -> None:
+    begin(path).committed(1000, 100)
+    old_sector = path.read_bytes().splitlines(keepends=True)[-1]
+    forget_committed(path)
+    begin(path, "r2").committed(50, 5)
+    with path.open("ab") as file:
+        file.write(old_sector)
+    assert History(path).committed == (50, 5)
+
+
+CALLS = {
+    "in flight at the end": ("sent", True),
+    "in flight at the end, then answered by another run": ("sent sent done", False),
+    "answered": ("sent done", False),
+    "refused": ("sent failed", False),
+    "never went out": ("sent unsent", False),
+    "lost": ("sent unknown", True),
+    "lost, then refused": ("sent unknown sent failed", False),
+    "lost, then never went out": ("sent unknown sent unsent", True),
+    "lost, then in flight at the end": ("sent unknown sent", True),
+    "lost, then answered": ("sent unknown sent done", False),
+    "lost for good, to be tried again": ("sent unknown done", True),
+    "in flight at the end, then the next never went out": ("sent sent unsent", True),
+    "answered by a run that ended well": ("sent ended", False),
+    "answered by a run that could not keep it": ("sent broken", True),
+    "lost by a run that ended well": ("sent unknown ended", True),
+    "replaced after a run that ended well": ("sent ended sent", True),
+}
+
+
+@pytest.mark.parametrize(("story", "in_doubt"), CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("crowd", [0, 1000], ids="{} others".format)
+def test_a_call_is_in_doubt_until_its_end_is_known(
+    path: Path, story: str, in_doubt: bool, crowd: int
+) -> None:
+    journal = begin(path)
+    done = [f"other-{number}" for number in range(crowd)]
+    for other in done:
+        journal.sent(other, "ab" * 32, 1, "m")
+    for event in story.split():
+        match event:
+            case "sent":
+                journal.sent("é", "ab" * 32, 1, "m")
+            case "failed" | "unsent":
+                journal.failed("é", 1, 503 if event == "failed" else 0)
+            case "unknown":
+                journal.unknown("é", 1, "timeout")
+            case "ended" | "broken":
+                journal.run_ended(75 if event == "ended" else 74)
+            case "done":
+                done.append("é")
+    history = History(path)
+    for job_id in done:
+        history.done(job_id)
+    doubtful = history.maybe_charged()
+    assert ("é" in doubtful) == in_doubt
+    assert not any(other in doubtful for other in done if other != "é")
+
+
+def test_only_what_was_not_charged_is_told_by_an_attempt(path: Path) -> None:
+    journal = Journal(path)
+    for call, (outcome, status, sent) in enumerate(
+        [
+            (Outcome.SUCCESS, 200, True),
+            (Outcome.FAILED, 0, True),
+            (Outcome.IGNORED, 429, True),
+            (Outcome.FAILED, 0, False),
+        ]
+    ):
+        journal.attempt_finished(
+            AttemptFinished(
+                job_id="a",
+                call=call,
+                route="m",
+                outcome=outcome,
+                code="",
+                message="",
+                status=status,
+                latency_s=0.0,
+                sent=sent,
+                usage=None,
+            )
+        )
+    assert [(record["attempt"], record["status"]) for record in without_time(path)] == [(2, 429), (3, 0)]
+
+
+def test_a_long_journal_is_read_in_little_memory(path: Path) -> None:
+    """Many calls of few jobs are folded on the way."""
+    journal = begin(path)
+    line = b'{"event":"%s","id":"%d","attempt":1,"status":500}\n'
+    rng = random.Random(1)
+    names = [b"sent", b"unknown", b"failed"]
+    with path.open("ab") as file:
+        for _ in range(40):
+            file.write(b"".join(line % (rng.choice(names), rng.randrange(500)) for _ in range(1000)))
+        file.write(b"\0" * 3_000_000 + b"\n")
+        file.write(b"".join(line % (b"failed", number) for number in range(500)))
+        file.write(b'{"event":"unknown","id":"last","attempt":1}\n')
+    journal.close()
+    doubtful = History(path).maybe_charged()
+    assert "last" in doubtful
+    assert not any(str(number) in doubtful for number in range(500))

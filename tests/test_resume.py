@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from batcher.errors import OutputError
 from batcher.results import encode_result
-from batcher.resume import Scan, done_records, repair, set_aside, supersede
+from batcher.results.scan import Scan
+from batcher.resume import done_records, repair, set_aside, supersede
 from batcher.types import Failure, Job, OutputPaths, Reply, Result, output_paths
 
 SHA = "cd" * 32
@@ -198,6 +199,54 @@ def test_what_cannot_be_written_leaves_the_output_as_it_was(paths: OutputPaths) 
         repair(paths)
     assert content(paths.results) == before
     assert repair(paths).quarantined_bytes == 2
+
+
+SAFE = {
+    "nothing was safe": (A + b"?\n" + B, 0, None),
+    "damage behind what was safe": (A + B + b"?\n" + C, len(A + B), None),
+    "whole": (A + B, len(A + B), None),
+    "more than was safe": (A + B + C, len(A), None),
+    "the last newline is lost": (A + B[:-1], len(A), None),
+    "damage right in front": (A + b"?" * len(B), len(A + B), rf"x\.jsonl:2: .*byte {len(A)}"),
+    "a sector of zeros": (A + B + C[:50] + b"\0" * 512 + C, len(A + B + C), r"x\.jsonl:3: "),
+    "cut": (A + B, len(A + B + C), "bytes, and .* were on disk"),
+    "cut in a line": (A + B[:-9], len(A + B), r"x\.jsonl:2: "),
+    "emptied": (b"", len(A), "has 0 bytes"),
+}
+
+
+@pytest.mark.parametrize(("found", "safe_bytes", "refused"), SAFE.values(), ids=SAFE.keys())
+@pytest.mark.parametrize("side", ["results", "errors"])
+def test_what_was_safe_is_only_lost_by_somebody_elses_hand(
+    paths: OutputPaths, side: str, found: bytes, safe_bytes: int, refused: str | None
+) -> None:
+    path: Path = getattr(paths, side)
+    path.write_bytes(found)
+    committed = (safe_bytes, 0) if side == "results" else (0, safe_bytes)
+    if refused is None:
+        repair(paths, committed=committed)
+        repair(paths, committed=committed)
+        return
+    before = everything_in(paths)
+    with pytest.raises(OutputError, match=refused.replace("x", path.stem.replace(".", r"\."), 1)) as raised:
+        repair(paths, committed=committed)
+    assert raised.value.exit_code == 74
+    assert f"delete {paths.journal}" in str(raised.value)
+    assert everything_in(paths) == before
+    repair(paths)  # as if the journal had been deleted
+    assert content(path) == b"".join(line for line in found.splitlines(keepends=True) if line in (A, B, C))
+
+
+def test_marks_are_taken_back_before_a_repeated_line_goes(paths: OutputPaths) -> None:
+    seen: list[bytes] = []
+    ids: list[str] = []
+    paths.results.write_bytes(A + B)
+    repair(paths, on_id=ids.append, before_removing=lambda: seen.append(content(paths.results)))
+    assert (seen, ids) == ([], ["a", "b"])
+    paths.results.write_bytes(A + B + A)
+    repair(paths, committed=(len(A + B + A), 0), before_removing=lambda: seen.append(content(paths.results)))
+    assert seen == [A + B + A]
+    assert content(paths.results) == A + B
 
 
 # Supersede

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from batcher.clock import utcnow
 from batcher.events import AttemptFinished, Event, FallbackTaken, JobFinished, JobStarted
+from batcher.observe.double_charges import PaidTwice
 from batcher.observe.notices import Notices, Wording
 from batcher.types import Outcome, Reply, Result, Usage
 
@@ -89,6 +90,7 @@ class Stats:
     models: dict[str, ModelStats] = field(default_factory=dict)
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Jobs that went on with another model, by the model that was wanted and the one taken."""
+    paid_twice: PaidTwice = field(default_factory=PaidTwice)
     notices: Notices = field(default_factory=Notices)
     now: Callable[[], datetime] = utcnow
     _words: Wording = field(default_factory=Wording)
@@ -98,8 +100,10 @@ class Stats:
         match event:
             case AttemptFinished():
                 self._attempt(event)
+                self.paid_twice(event)
             case JobFinished(result=result):
                 self._finished(result)
+                self.paid_twice(event)
             case JobStarted():
                 self.started += 1
             case FallbackTaken(wanted=wanted, taken=taken):

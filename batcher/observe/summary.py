@@ -58,6 +58,8 @@ def summary(stats: Stats, counts: JobCounts, facts: RunFacts) -> dict[str, Any]:
             "retries": stats.retries,
             "refused_429": stats.refused_429,
             "maybe_charged_without_answer": stats.maybe_charged,
+            "possibly_paid_twice": stats.paid_twice.count,
+            "possibly_paid_twice_ids": list(stats.paid_twice.ids),
             "errors": dict(stats.call_errors),
         },
         "failures": dict(stats.failures),
@@ -98,6 +100,8 @@ def one_line(content: dict[str, Any]) -> str:
     pace = f"in {content['run_s']:.1f} s ({content['jobs_per_s']:.1f}/s)"
     made = f"{counted(calls['total'], 'call')}, {calls['retries']:,} retries"
     refused = f"{calls['refused_429']:,} refused (429)"
+    if twice := calls["possibly_paid_twice"]:
+        refused += f", {twice:,} possibly paid twice"
     return f"{', '.join(now + before)} {pace}; {made}, {refused}, {_cost(content)}"
 
 
