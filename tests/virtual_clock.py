@@ -50,3 +50,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jumping.now
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which nothing runs, as when the process is stopped."""
+        self._jumping.now += seconds

@@ -5,7 +5,7 @@ import math
 from typing import Protocol
 
 from batcher.clock import monotonic
-from batcher.errors import CallError, RateLimited
+from batcher.errors import CallError, LocalFault, RateLimited
 from batcher.events import AttemptFinished, Emit
 from batcher.execution.purse import Purse
 from batcher.providers.limit_headers import limit_named
@@ -200,5 +200,6 @@ def _lesson(error: CallError) -> Lesson:
         refused=refused,
         retry_after_s=max(error.retry_after_s or 0.0, error.shortest_wait_s) or None,
         host=host,
+        short_here=isinstance(error, LocalFault),
         named=limit_named(str(error)) if refused else None,
     )

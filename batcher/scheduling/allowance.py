@@ -72,6 +72,7 @@ class Lesson:
         retry_after_s: the pause that the provider asked for, if it did.
         named: the limit that a refusal names, with its numbers, if it does.
         host: what it taught about the address: any reply of the API is a `SUCCESS`.
+        short_here: this machine had no descriptor, port or memory left for the call.
     """
 
     outcome: Outcome
@@ -83,6 +84,7 @@ class Lesson:
     retry_after_s: float | None = None
     named: NamedLimit | None = None
     host: Outcome = Outcome.IGNORED
+    short_here: bool = False
 
     @property
     def limit_name(self) -> str:
@@ -182,10 +184,7 @@ class Allowance:
         before = self._concurrency.limit
         self._concurrency.settled(hold.grant, self._load(lesson), in_flight, now)
         if (fewer := self._concurrency.limit) < before:
-            why = (
-                "bring no more answers" if lesson.outcome is Outcome.SUCCESS else "are more than it can take"
-            )
-            said.append(f"{before} calls at once {why}: down to {fewer}")
+            said.append(f"{before} calls at once {_why_fewer(lesson)}: down to {fewer}")
         if lesson.outcome is Outcome.SUCCESS:
             self.pause.answered(hold.grant.at, self._concurrency.limit)
         elif lesson.refused and (
@@ -220,6 +219,8 @@ class Allowance:
 
     def _load(self, lesson: Lesson) -> Outcome:
         """What a refusal explains by a quota or a time, or a host by its failing, is no matter of load."""
+        if lesson.short_here:
+            return Outcome.OVERLOADED
         if lesson.host is Outcome.FAILED:
             return Outcome.IGNORED
         explained = lesson.named is not None or lesson.retry_after_s is not None
@@ -256,3 +257,9 @@ class Allowance:
             self._pacer = Pacer(rpm, self._on_token)
         else:
             self._pacer.resize(rpm)
+
+
+def _why_fewer(lesson: Lesson) -> str:
+    if lesson.short_here:
+        return "are more than this machine can carry"
+    return "bring no more answers" if lesson.outcome is Outcome.SUCCESS else "are more than it can take"

@@ -161,6 +161,17 @@ class Routing:
         routes = (route for routes in self._routes.values() for route in routes)
         return [route.lane for route in routes if account is None or route.account is account]
 
+    def waits_for(self) -> str:
+        """Return in words what the lanes have under way, and what holds them back."""
+        now = monotonic()
+        said = []
+        for lane in self.lanes():
+            hindrance = lane.hindrance(now)
+            if lane.in_flight or lane.waiting or hindrance:
+                under_way = f"{lane.route}: {lane.in_flight} calls in flight, {lane.waiting} wait"
+                said.append(f"{under_way} ({hindrance})" if hindrance else under_way)
+        return "; ".join(said) or "nothing that a lane knows of"
+
     def park(self, reason: str) -> None:
         """Let nothing more through on any route, those not yet made included; calls in flight go on."""
         self._parked = reason

@@ -11,10 +11,11 @@ from virtual_clock import VirtualClockLoop
 
 from batcher.clock import monotonic
 from batcher.errors import TooLarge
+from batcher.events import Event, LaneChanged
 from batcher.limits.bucket import WINDOW_S
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import LaneLimits
+from batcher.scheduling.allowance import LaneLimits, Lesson
 from batcher.scheduling.lane import OVERTAKEN_S, Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
@@ -194,3 +195,17 @@ def test_a_paced_lane_holds_its_token_ready_when_a_slot_comes_free() -> None:
         paced.park("done")
 
     on_creeping_clock(run())
+
+
+async def test_a_machine_that_is_short_of_descriptors_calls_less_at_once() -> None:
+    said: list[Event] = []
+    lane = make_lane(LaneLimits(concurrency=64), slots=RunSlots(64), emit=said.append)
+    permits = [await now_or_never(lane.permit()) for _ in range(lane.concurrency)]
+    before = lane.concurrency
+    for permit in permits:
+        permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False, short_here=True))
+    assert lane.concurrency < before
+    assert [event.message for event in said if isinstance(event, LaneChanged)] == [
+        f"a-model: {before} calls at once are more than this machine can carry: down to {lane.concurrency}"
+    ]
+    assert not lane.hindrance(monotonic()), "it says nothing about the provider"

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from lane_kit import make_lane, settled
+from lane_kit import lesson, make_lane, settled
 
 from batcher.errors import LaneParked
 from batcher.scheduling.lane import Lane
 from batcher.scheduling.routing import Account, Route, Routing
-from batcher.types import Job, ModelInfo, Reply, Request
+from batcher.types import Job, ModelInfo, Outcome, Reply, Request
 
 
 class Unused:
@@ -110,3 +110,18 @@ async def test_parking_closes_the_routes_that_are_and_those_to_come() -> None:
     for route in (early, late):
         assert isinstance(route.lane.parked, LaneParked)
         assert str(route.lane.parked) == "stopped"
+
+
+async def test_it_says_what_is_waited_for() -> None:
+    routing, _ = make_routing()
+    assert routing.waits_for() == "nothing that a lane knows of"
+    a, b = only(routing, "a").lane, only(routing, "b").lane
+    permits = [await a.permit() for _ in range(4)]
+    waiting = asyncio.create_task(a.permit())
+    b.park("b: closed")
+    await settled()
+    assert routing.waits_for() == "a: 4 calls in flight, 1 wait; b: 0 calls in flight, 0 wait (b: closed)"
+    waiting.cancel()
+    await settled()
+    for permit in permits:
+        permit.settle(lesson(Outcome.SUCCESS))
