@@ -147,6 +147,13 @@ def started(
                 process.kill()
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 # --- the simulator -----------------------------------------------------------------------------------
 
 
@@ -275,6 +282,21 @@ def assert_each_once(out: Path, ids: Iterable[str], *, failed: Iterable[str] = (
 def count_lines(path: Path) -> int:
     """Return the number of newlines in a file that may not be there yet."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file that may not be there yet."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def answered_since(out: Path, journal_size: int) -> bool:
+    """Return whether a first result was committed since an output's journal had so many bytes."""
+    journal = out.with_suffix(".journal")
+    if size_of(journal) <= journal_size:
+        return False
+    with journal.open("rb") as file:
+        file.seek(journal_size)
+        return b'"event":"committed"' in file.read()
 
 
 def read_journal(out: Path, event: str) -> list[dict[str, Any]]:

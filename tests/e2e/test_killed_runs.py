@@ -2,77 +2,101 @@
 
 import random
 import time
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from harness import (
     Started,
-    assert_each_once,
+    answered_since,
     batcher,
-    count_lines,
     job,
     names,
-    read_journal,
     simulating,
+    size_of,
     started,
     write_jobs,
 )
+from interrupted import Kept, assert_nothing_lost_or_repeated
 
-JOBS, KILLS, CONCURRENCY = 3_000, 5, 32
+CONCURRENCY = 32
 
 
-def damage(out: Path, kind: str, rng: random.Random) -> None:
-    """Leave behind what a power cut may leave at the end of a file."""
-    if kind == "none" or not out.exists():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounds:
+    """How often a run is killed.
+
+    Attributes:
+        jobs: lines of the job file.
+        kills: SIGKILLs before the run that may finish.
+        latency_s: chosen so that the jobs outlast the kills.
+    """
+
+    jobs: int
+    kills: int
+    latency_s: float
+
+
+ROUNDS = {
+    "8 kills": Rounds(jobs=2_500, kills=8, latency_s=0.02),
+    "60 kills": Rounds(jobs=20_000, kills=60, latency_s=0.025),
+    "1000 kills": Rounds(jobs=20_000, kills=1_000, latency_s=0.4),
+}
+
+
+def damage(path: Path, rng: random.Random) -> None:
+    """Append what a power cut may leave at the end of a file."""
+    if not path.exists():
         return
-    lines = out.read_bytes().split(b"\n")
-    whole = lines[0] if len(lines) > 1 else b"{}"
-    torn = whole[: rng.randrange(1, max(2, len(whole)))]
-    tails = {
-        "torn": torn,
-        "nul": b"\0" * rng.randrange(1, 5_000),
-        "torn, then nul": torn + b"\0" * 512,
-        "nul amid lines": b"\0" * 100 + b"\n" + torn + b"\n",
-    }
-    with out.open("ab") as file:
-        file.write(tails[kind])
+    whole = path.read_bytes().partition(b"\n")[0] or b'{"id":"row'
+    torn = whole[: rng.randrange(1, len(whole))]
+    tails = [torn, b"\0" * rng.randrange(1, 5_000), torn + b"\0" * 512, b"\0" * 100 + b"\n" + torn + b"\n"]
+    with path.open("ab") as file:
+        file.write(rng.choice(tails))
 
 
-def kill_at_random(command: Started, out: Path, rng: random.Random) -> None:
-    """Kill a run at its start or up to some hundred results later."""
+def kill_at_random(command: Started, out: Path, journal_size: int, rng: random.Random) -> None:
+    """Kill a run 50 to 250 ms after its first answer; now and then while it still starts."""
     if rng.random() < 0.2:
-        time.sleep(rng.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.4))
     else:
-        wanted = count_lines(out) + rng.randrange(1, 450)
-        command.wait_until(lambda: count_lines(out) >= wanted)
+        command.wait_until(lambda: answered_since(out, journal_size))
+        time.sleep(rng.uniform(0.05, 0.25))
     command.kill()
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 8))])
-def test_five_kills_lose_and_repeat_nothing(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    ids = names(JOBS)
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param(rounds, id=name, marks=() if name == "8 kills" else pytest.mark.long)
+        for name, rounds in ROUNDS.items()
+    ],
+)
+def test_kills_lose_and_repeat_nothing(tmp_path: Path, rounds: Rounds) -> None:
+    rng = random.Random(rounds.kills)
+    ids = names(rounds.jobs)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
-    with simulating(tmp_path, "--latency", 0.02, "--seed", seed) as server:
+    files = (out, out.with_suffix(".errors.jsonl"), out.with_suffix(".journal"))
+    kept = Kept(out)
+    with simulating(tmp_path, "--latency", rounds.latency_s, "--seed", rounds.kills) as server:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
-        kinds = ["none", "torn", "nul", "torn, then nul", "nul amid lines"]
-        rng.shuffle(kinds)
-        for number, kind in enumerate(kinds):
+        for number in range(rounds.kills):
+            journal_size = size_of(files[2])
             with started(*run, cwd=tmp_path, name=f"run-{number}") as command:
-                kill_at_random(command, out, rng)
-            damage(out, kind, rng)
+                kill_at_random(command, out, journal_size, rng)
+            kept.remember()
+            if rng.random() < 0.2:
+                for path in files:
+                    damage(path, rng)
         done = batcher(*run, cwd=tmp_path)
         stats = server.stats()
 
     assert done.code == 0, done.stderr
-    assert_each_once(out, ids)
-    assert stats["requests"] <= JOBS + KILLS * CONCURRENCY
-    sent = Counter(record["id"] for record in read_journal(out, "sent"))
-    unseen = {name: calls for name, calls in stats["by_id"].items() if sent[name] < calls}
-    assert not unseen, "calls that the journal does not know"
+    given_up = rounds.kills * CONCURRENCY
+    assert_nothing_lost_or_repeated(out, ids, kept, stats, given_up=given_up)
 
+    before = out.read_bytes()
     again = batcher(*run, cwd=tmp_path)
     assert again.code == 0
-    assert_each_once(out, ids)
+    assert out.read_bytes() == before
