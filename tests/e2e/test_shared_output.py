@@ -1,30 +1,65 @@
 """One output has one writer, whoever else wants it."""
 
+import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from harness import assert_each_once, batcher, job, names, simulating, started, write_jobs
 
-STARTS = 8
+STARTS = 20
 
 
-def test_of_eight_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path: Path) -> None:
+def test_of_twenty_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path: Path) -> None:
     ids = names(12)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
-    with simulating(tmp_path, "--latency", 1, "--latency-shape", "fixed") as server, ExitStack() as stack:
+    # The one that runs gets no answer while the others start: it is killed, and the next start goes on.
+    hangs = [arg for name in ids[:4] for arg in ("--fault", f"id:hang={name}")]
+    with simulating(tmp_path, *hangs) as server, ExitStack() as stack:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 4)
         commands = [
             stack.enter_context(started(*run, cwd=tmp_path, name=f"run-{number}")) for number in range(STARTS)
         ]
-        ends = [(command.pid, command.end()) for command in commands]
-        assert server.requests == len(ids)
+        ends_at = time.monotonic() + 60
+        while len(running := [command for command in commands if command.process.poll() is None]) > 1:
+            assert time.monotonic() < ends_at, "more than one runs"
+            time.sleep(0.01)
+        [winner] = running
+        winner.wait_until(lambda: server.stats()["in_flight"] == 4)
+        losers = [command.end() for command in commands if command is not winner]
+        winner.kill()
+        assert server.requests == 4
+        done = batcher(*run, cwd=tmp_path)
 
-    [winner] = [pid for pid, done in ends if done.code == 0]
-    losers = [done for pid, done in ends if pid != winner]
-    assert [done.code for done in losers] == [75] * (STARTS - 1)
-    assert all(f"pid {winner}" in done.stderr for done in losers)
+    assert [loser.code for loser in losers] == [75] * (STARTS - 1)
+    assert all(f"pid {winner.pid} on {socket.gethostname()}" in loser.stderr for loser in losers)
+    assert done.code == 0, done.stderr
     assert_each_once(out, ids)
+
+
+@pytest.mark.parametrize("races", [15, pytest.param(200, marks=pytest.mark.long)])
+def test_two_that_race_for_an_output_never_both_run(tmp_path: Path, races: int) -> None:
+    ids = names(2)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    refused = 0
+    with simulating(tmp_path, "--latency", 0.1, "--latency-shape", "fixed") as server:
+        for race in range(races):
+            out = tmp_path / f"out-{race}" / "jobs.jsonl"
+            run = ("run", jobs.name, "--base-url", server.url, "-o", out)
+            with (
+                started(*run, cwd=tmp_path, name=f"{race}-first") as first,
+                started(*run, cwd=tmp_path, name=f"{race}-second") as second,
+            ):
+                ends = [first.end(), second.end()]
+            codes = sorted(done.code for done in ends)
+            # If one had ended before the other looked, that one had nothing to do.
+            assert codes in ([0, 75], [0, 0]), ends
+            refused += codes == [0, 75]
+            assert server.requests == len(ids) * (race + 1), "both ran"
+            assert_each_once(out, ids)
+    assert refused >= races // 3, "they did not race"
 
 
 def test_a_lock_file_that_a_cleaner_deleted_still_protects_the_output(tmp_path: Path) -> None:
