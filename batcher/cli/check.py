@@ -12,7 +12,7 @@ from batcher.config import line_defaults, load_settings
 from batcher.jobs.index import JobIndex, index_jobs
 from batcher.jobs.source import open_sources
 from batcher.observe.summary import counted
-from batcher.text.terminal import printable
+from batcher.text.terminal import on_one_line
 
 _BAD_INPUT = 65
 
@@ -49,7 +49,7 @@ def check(
     """
 
     def report(where: str, reason: str) -> None:
-        click.echo(printable(f"{where}: {reason}"), err=True)
+        click.echo(on_one_line(f"{where}: {reason}"), err=True)
 
     def warn(where: str, reason: str) -> None:
         if not quiet:

@@ -15,7 +15,7 @@ from batcher.observe.progress import Snapshot, for_stderr, watch
 from batcher.observe.stats import Stats
 from batcher.observe.summary import counted
 from batcher.scheduling.routing import Routing
-from batcher.text.terminal import printable
+from batcher.text.terminal import on_one_line, printable
 from batcher.types import output_paths
 
 
@@ -50,7 +50,7 @@ class Console:
     def warn(self, text: str) -> None:
         """Say something that must be known."""
         try:
-            click.echo(printable(text), err=True)
+            click.echo(on_one_line(text), err=True)
         except OSError:
             self._quiet = True  # stderr was closed: the results go on without words
 
@@ -88,7 +88,7 @@ class Console:
         self.say(f"{counted(queued, 'job')} to run")
 
         def take() -> Snapshot:
-            lanes = routing.lanes()
+            lanes, now = routing.lanes(), self._loop.time()
             return Snapshot(
                 done=stats.finished,
                 failed=stats.failed,
@@ -97,7 +97,7 @@ class Console:
                 retries=stats.retries,
                 refused_429=stats.refused_429,
                 cost_usd=stats.cost_usd,
-                hindrances=tuple(words for lane in lanes if (words := lane.hindrance(self._loop.time()))),
+                hindrances=tuple(on_one_line(words) for lane in lanes if (words := lane.hindrance(now))),
             )
 
         self._watching = asyncio.create_task(watch(take, for_stderr()))
@@ -125,5 +125,5 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as printable text; only a traceback has several lines."""
-        text = printable(super().format(record))
-        return text if record.exc_info else text.replace("\n", "\\n")
+        text = super().format(record)
+        return printable(text) if record.exc_info else on_one_line(text)

@@ -12,7 +12,7 @@ import click
 
 from batcher.cli.command import Command, option, provider_options
 from batcher.errors import BatcherError, KeysRefused, Unreachable
-from batcher.text.terminal import printable
+from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
     from batcher.config import Settings
@@ -53,10 +53,11 @@ def doctor(ctx: click.Context, /, results: Path, **options: Any) -> None:
     worst = 0
     for name, check in checks:
         try:
-            click.echo(printable(f"ok     {name}: {check()}"))
+            click.echo(on_one_line(f"ok     {name}: {check()}"))
         except Finding as finding:
             worst = worst or finding.exit_code
-            click.echo(printable(f"WRONG  {name}: {finding}\n       {finding.remedy}"))
+            click.echo(on_one_line(f"WRONG  {name}: {finding}"))
+            click.echo(on_one_line(f"       {finding.remedy}"))
     ctx.exit(worst)
 
 

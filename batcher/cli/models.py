@@ -1,6 +1,8 @@
 """`batcher models`: what the account can use."""
 
 import asyncio
+import dataclasses
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +10,7 @@ import click
 
 from batcher.cli.command import Command, option, provider_options
 from batcher.errors import CallError, KeyRefused, KeysRefused, Unreachable
-from batcher.text.terminal import printable
+from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
     from batcher.config import Settings
@@ -33,17 +35,17 @@ def models(as_json: bool, **options: Any) -> None:
     listed = sorted(asyncio.run(list_models(settings)), key=lambda model: model.id)
     pricing = Pricing(settings.provider_name, settings.prices)
     if as_json:
-        import orjson  # noqa: PLC0415
-
+        # Escaped beyond ASCII: C1 controls and bidi marks are as foreign in JSON as in words.
         rows = [{**_columns(model), "price_usd_per_million": pricing.price(model.id)} for model in listed]
-        click.echo(orjson.dumps(rows, option=orjson.OPT_INDENT_2))
+        click.echo(json.dumps(rows, indent=2, default=dataclasses.asdict))
         return
     click.echo(f"{'model':40} {'context':>9} {'answer':>8} {'$ in':>8} {'$ out':>8}")
     for model in listed:
         price = pricing.price(model.id)
+        name = on_one_line(model.id)
         dollars = ("?", "?") if price is None else (f"{price.input_usd:.3f}", f"{price.output_usd:.3f}")
         click.echo(
-            f"{printable(model.id):40} {model.context_tokens or '?':>9} {model.max_output_tokens or '?':>8} "
+            f"{name:40} {model.context_tokens or '?':>9} {model.max_output_tokens or '?':>8} "
             f"{dollars[0]:>8} {dollars[1]:>8}{'' if model.active else '  not active'}"
         )
 

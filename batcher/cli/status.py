@@ -1,5 +1,6 @@
 """`batcher status`: where a run stands."""
 
+import json
 from pathlib import Path
 
 import click
@@ -17,9 +18,7 @@ batcher status results/jobs.jsonl --json   for scripts
 @option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(out: Path, as_json: bool) -> None:
     """Show how many jobs of OUT are answered, failed and pending, who works on it, and the last news."""
-    import orjson  # noqa: PLC0415 - --help stays quick
-
-    from batcher.clock import utcnow  # noqa: PLC0415
+    from batcher.clock import utcnow  # noqa: PLC0415 - --help stays quick
     from batcher.errors import InputMissing  # noqa: PLC0415
     from batcher.journal import read_journal  # noqa: PLC0415
     from batcher.lock import holder  # noqa: PLC0415
@@ -35,5 +34,5 @@ def status(out: Path, as_json: bool) -> None:
     paths = output_paths(out)
     next(done_records(paths), None)  # refuses a file of another make
     content = standing(paths, holder(paths), read_journal(paths.journal, *EVENTS_READ))
-    words = printable(in_words(content, utcnow()))
-    click.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2) if as_json else words)
+    # json escapes all that is not ASCII, and with it whatever could steer a terminal.
+    click.echo(json.dumps(content, indent=2) if as_json else printable(in_words(content, utcnow())))

@@ -15,8 +15,8 @@ from batcher.jobs.rules import (
     BATCH_RULES,
     INPUT,
     MESSAGES,
+    MODEL,
     SHORT_RULES,
-    TEXT,
     Rule,
     check_known_fields,
     check_params,
@@ -215,8 +215,8 @@ def _fill(
     filled: dict[str, Any] = {}
     if "model" in body:
         model = body["model"]
-        if not TEXT.holds(model):
-            raise wrong("model", model, TEXT)
+        if not MODEL.holds(model):
+            raise wrong("model", model, MODEL)
     elif defaults.model is not None:
         model = filled["model"] = defaults.model
     elif defaults.weights:

@@ -11,7 +11,7 @@ import orjson
 from batcher.errors import BadLine
 from batcher.types import ENDPOINTS, JobKind
 
-MAX_ID_CHARS = 256
+MAX_NAME_CHARS = 256
 _LONGEST_NAME_CHARS = 40
 
 
@@ -91,15 +91,21 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_name(value: object) -> bool:
+    # isprintable() is false for control, format (bidi), surrogate, private and unassigned characters.
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
+
+
 def _is_id(value: object) -> bool:
-    if isinstance(value, str):
-        # isprintable() is false for control, format (bidi), surrogate, private and unassigned characters.
-        return 0 < len(value) <= MAX_ID_CHARS and value.isprintable()
-    return _is_integer(value)
+    return _is_name(value) or _is_integer(value)
 
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
+
+
+def _is_list_of_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_name, value))
 
 
 def _is_list_of_text(value: object) -> bool:
@@ -125,9 +131,10 @@ def _is_shallow_object(value: object) -> bool:
     return True
 
 
-TEXT = Rule(_is_text, "a non-empty string")
+_TEXT = Rule(_is_text, "a non-empty string")
+MODEL = Rule(_is_name, f"a non-empty string of up to {MAX_NAME_CHARS} printable characters")
 _ID = Rule(
-    _is_id, f"a string of 1 to {MAX_ID_CHARS} printable characters, or an integer (or no such field at all)"
+    _is_id, f"a string of 1 to {MAX_NAME_CHARS} printable characters, or an integer (or no such field at all)"
 )
 _OBJECT = Rule(_is_shallow_object, "an object, nested at most 250 deep")
 MESSAGES = Rule(_is_list_of_messages, 'a non-empty list of objects, each with a "role" that is a string')
@@ -140,7 +147,7 @@ _BESIDE_BODY: Rules = {
         lambda value: _is_integer(value) and -(2**15) <= value < 2**15,
         "an integer from -32768 to 32767 (higher runs first)",
     ),
-    "fallback": Rule(_is_list_of_text, "a list of model names"),
+    "fallback": Rule(_is_list_of_names, "a list of model names"),
     "deadline_s": Rule(
         lambda value: _is_number(value) and value > 0 and math.isfinite(value), "a number of seconds above 0"
     ),
@@ -161,8 +168,8 @@ BATCH_RULES: Rules = {
 
 SHORT_RULES: Rules = {
     "id": _ID,
-    "model": TEXT,
-    "prompt": TEXT,
+    "model": MODEL,
+    "prompt": _TEXT,
     "messages": MESSAGES,
     "system": Rule(lambda value: isinstance(value, str), "a string"),
     "params": Rule(lambda value: isinstance(value, dict), "an object"),

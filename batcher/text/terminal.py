@@ -16,3 +16,8 @@ def printable(text: str) -> str:
         char if char in "\n\t" or unicodedata.category(char) not in _STEERING else "\N{REPLACEMENT CHARACTER}"
         for char in text
     )
+
+
+def on_one_line(text: str) -> str:
+    """Return printable `text` with newlines spelled out, so that no part of it passes for another message."""
+    return printable(text).replace("\n", "\\n")

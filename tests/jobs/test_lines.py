@@ -118,6 +118,13 @@ REFUSED = {
     "I15 neither": (b"{}", 'neither "prompt" nor "messages"'),
     "I15 system": (short(system=None), '"system" is null: expected a string'),
     "I15 model": (short(model=""), '"model" is "": expected a non-empty string'),
+    "S13 model": (
+        short(model="m\x1b[2J"),
+        '"model" is "m\\u001b[2J": expected a non-empty string of up to 256',
+    ),
+    "S14 model": (batch(body={"model": "m\nn", "messages": MESSAGES}), '"model" is "m\\nn"'),
+    "S13 fallback": (short(fallback=["m\u202e"]), "expected a list of model names"),
+    "long model": (short(model="m" * 257), '"model" is "mmm'),
     "I15 params": (short(params=[]), '"params" is an empty list: expected an object'),
     "I15 temperature": (
         short(params={"temperature": "hot"}),
