@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import stat
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from batcher.jobs.index import JobIndex, index_jobs
 from batcher.jobs.opened import STDIN
 from batcher.jobs.source import open_sources
 from batcher.resume import done_records
-from batcher.spec import RunSpec, Watcher
+from batcher.spec import RunSpec, Watcher, check_name
 from batcher.types import OutputPaths
 
 STOP_READING_S = 1.0
@@ -28,6 +29,7 @@ def check_inputs(inputs: Sequence[str], paths: OutputPaths | None) -> None:
     """Refuse names that lead nowhere or to the output, before anything is made or moved.
 
     Raises:
+        UsageError: a name is no text.
         InputMissing: there is no such file.
         BadInput: a file is one of the output's own.
     """
@@ -35,6 +37,7 @@ def check_inputs(inputs: Sequence[str], paths: OutputPaths | None) -> None:
     for name in inputs:
         if name == STDIN:
             continue
+        check_name(name)
         try:
             status = os.stat(name)
         except OSError as error:
@@ -42,6 +45,16 @@ def check_inputs(inputs: Sequence[str], paths: OutputPaths | None) -> None:
             raise InputMissing(f"{name}: {error.strerror}; {advice}") from None
         if (status.st_dev, status.st_ino) in output:
             raise BadInput(f"{name}: is a file of the output: name another output with -o")
+
+
+def exposures(paths: OutputPaths) -> Iterator[tuple[str, str]]:
+    """Yield (place, reason) where other users can open an output's files, or put their own in their place."""
+    directory = paths.results.parent
+    mode = directory.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        yield str(directory), "anyone can replace the files in it: keep results in a directory of your own"
+    if wide := [path.name for path in _files(paths) if _is_open_to_others(path)]:
+        yield str(directory), f"others may open {', '.join(wide)}: chmod 600 what is to be private"
 
 
 async def read_jobs(
@@ -54,13 +67,15 @@ async def read_jobs(
         settings: what fills in a line's silence.
         paths: where earlier results are, None for a stream.
         stop: ends the reading, too.
-        watcher: is told of bad lines and progress.
+        watcher: is told of bad lines and progress, and of outputs that are open to others.
 
     Raises:
         BadInput: the jobs cannot be run as they are.
         InterruptedRun: `stop` came first.
         BatcherError: a file cannot be read.
     """
+    for where, reason in [] if paths is None else exposures(paths):
+        watcher.warning(where, reason)
     index = await _in_background(lambda: _index(spec, settings, paths, stop, watcher), stop)
     try:
         _refuse_unusable(index, spec)
@@ -143,11 +158,22 @@ def _index(
 def _inodes(paths: OutputPaths | None) -> set[tuple[int, int]]:
     """Return device and inode of every output file that exists, none of which may be an input."""
     inodes = set()
-    for path in [] if paths is None else [getattr(paths, entry.name) for entry in fields(paths)]:
+    for path in [] if paths is None else _files(paths):
         with suppress(FileNotFoundError):
             status = path.stat()
             inodes.add((status.st_dev, status.st_ino))
     return inodes
+
+
+def _is_open_to_others(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        return stat.S_ISREG(mode) and bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
+    return False
+
+
+def _files(paths: OutputPaths) -> list[Path]:
+    return [getattr(paths, entry.name) for entry in fields(paths)]
 
 
 def _refuse_unusable(index: JobIndex, spec: RunSpec) -> None:

@@ -18,13 +18,30 @@ def checked_output(out: Path) -> Path:
     """Return `out` if a result file may have its name.
 
     Raises:
-        UsageError: it does not end in `.jsonl`, or is the name of a side file of another result file.
+        UsageError: it does not end in `.jsonl`, is a side file of another result file, or is no text.
     """
+    check_name(str(out))
     if not out.name.endswith(".jsonl"):
         raise UsageError(f"{out}: a result file's name ends in .jsonl")
     if out.name.endswith(_SIDE_FILES):
         raise UsageError(f"{out}: that is the name of a side file of another output; choose another")
     return out
+
+
+def check_name(name: str) -> None:
+    """Refuse a file name that no file can have, or that journal and summary, which are UTF-8, cannot hold.
+
+    Raises:
+        UsageError: it is not UTF-8, or has a NUL in it.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{name}: the name is not UTF-8, and a run's journal has to hold it: rename it"
+        ) from None
+    if "\0" in name:
+        raise UsageError(f"{name}: is not the name of a file")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

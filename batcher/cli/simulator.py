@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from batcher.cli.command import Command, F
-from batcher.errors import OutputError, UsageError
+from batcher.errors import UsageError
 from batcher.providers.simulator.fault_plan import parse_faults
 from batcher.providers.simulator.faults import FAULTS, MIXED, PATTERNS
 from batcher.providers.simulator.server import serve
 from batcher.providers.simulator.settings import DEFAULT_MODELS, SimulatorSettings
+from batcher.results.files import write_whole
 from batcher.types import ModelInfo
 
 EXAMPLES = """
@@ -134,21 +135,12 @@ async def _serve(settings: SimulatorSettings, host: str, port: int, port_file: P
     server = await serve(settings, host, port)
     try:
         if port_file is not None:
-            _write_port(port_file, server.port)
+            # Put in place whole, so that whoever waits for the file never reads half of it.
+            write_whole(port_file, b"%d\n" % server.port)
         click.echo(f"simulator listening on {server.url}", err=True)
         await stop.wait()
     finally:
         await server.close()
-
-
-def _write_port(path: Path, port: int) -> None:
-    # Renamed into place, so that whoever waits for the file never reads half of it.
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(f"{port}\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write the port file {path}: {error}") from error
 
 
 def _range(text: str) -> tuple[int, int]:
