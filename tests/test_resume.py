@@ -91,6 +91,12 @@ NULS = b"\0" * 600
         pytest.param(A + b"\n\n" + B + b"?", A + B, b"\n\n?", id="blank lines"),
         pytest.param(B.replace(b'"c"', b'"z"') + A[1:], B, A[1:], id="a line behind its start"),
         pytest.param(A.replace(b"hi", b"ho") + B, B, A.replace(b"hi", b"ho"), id="one word changed"),
+        pytest.param(
+            b'{"event":"sent","id":"a","at":1.5}\n' + NULS,
+            b"",
+            b'{"event":"sent","id":"a","at":1.5}\n' + NULS,
+            id="an old sector of the journal",
+        ),
         pytest.param(A[:-1] + b"\r\n" + B, A[:-1] + b"\r\n" + B, b"", id="an editor's line ends"),
     ],
 )
