@@ -1,20 +1,26 @@
 """Opens the accounts of a run: finds their keys, checks where they go, and connects them to one pool."""
 
-from collections.abc import AsyncIterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batcher.config import AccountSettings, Settings
+from batcher.engines.background import in_background
 from batcher.errors import ConfigError
 from batcher.events import Emit
+from batcher.ledger import Ledger, state_directory
 from batcher.providers.base import Provider
-from batcher.scheduling.routing import Account
-from batcher.sharing import account_fingerprint
+from batcher.scheduling.routing import Account, Routing
+from batcher.sharing import SharedAccount, account_fingerprint
 
 if TYPE_CHECKING:
     from batcher.providers.keys import Secret
     from batcher.providers.transport import Pool
+
+log = logging.getLogger(__name__)
 
 GROQ_URL = "https://api.groq.com"
 SIMULATOR = "simulator"
@@ -51,6 +57,37 @@ async def open_accounts(
         )
         async with _open_remote(local, {}, emit, name=SIMULATOR) as accounts:
             yield [replace(account, fingerprint="") for account in accounts]
+
+
+@asynccontextmanager
+async def share_accounts(
+    accounts: Sequence[Account], routing: Routing, environ: Mapping[str, str], emit: Emit
+) -> AsyncIterator[dict[Account, SharedAccount]]:
+    """Share each account's limits with this user's other runs; what is simulated is not shared.
+
+    Args:
+        accounts: as they were opened.
+        routing: knows their lanes.
+        environ: says where the shared books are kept.
+        emit: told when a share changes.
+    """
+    async with AsyncExitStack() as stack:
+        shared = {}
+        for account in accounts:
+            if not account.fingerprint:
+                continue
+            ledger = Ledger(state_directory(environ), account.fingerprint, on_warning=log.warning)
+            one = shared[account] = SharedAccount(
+                account.name,
+                ledger,
+                partial(routing.lanes, account),
+                emit=emit,
+                cached_tokens_count=account.provider.name != "groq",
+            )
+            one.join()
+            stack.callback(one.leave)
+            await stack.enter_async_context(in_background(one.share_forever()))
+        yield shared
 
 
 @asynccontextmanager

@@ -12,26 +12,25 @@ from typing import Any
 
 import orjson
 
-from batcher.accounts import SIMULATOR, open_accounts
+from batcher.accounts import SIMULATOR, open_accounts, share_accounts
 from batcher.clock import monotonic, utcnow
 from batcher.config import Settings
+from batcher.engines.background import in_background
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, BatcherError, ConfigError
 from batcher.events import Emit, Event, JobFinished
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
 from batcher.journal import History, Journal, forget_committed
-from batcher.ledger import Ledger, state_directory
 from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
 from batcher.observe.notices import WriteNotices
 from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
+from batcher.observe.watchdog import Watchdog
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
 from batcher.resume import cost_of_results, provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
-from batcher.scheduling.routing import Account, Routing
-from batcher.sharing import SharedAccount
 from batcher.spec import RunSpec, Watcher
 from batcher.text.durations import deadline_in_s
 from batcher.types import OutputPaths, Result, output_paths
@@ -101,10 +100,12 @@ async def run_batch(
             deadline_at=deadline_at,
             room=watcher.room,
             budget=budget,
-            on_lane=lambda account, lane: books[account].prepare(lane) if account in books else None,
+            on_lane=lambda account, lane: shared[account].prepare(lane) if account in shared else None,
         )
-        books = await _share(accounts, routing, environ, emit, stack)
-        listeners += [book.watch for book in books.values()]
+        shared = await stack.enter_async_context(share_accounts(accounts, routing, environ, emit))
+        watchdog = Watchdog(routing.waits_for)
+        await stack.enter_async_context(in_background(watchdog.watch()))
+        listeners += [watchdog, *(one.watch for one in shared.values())]
         wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
         watcher.running(stats, routing, wanted)
         journal.run_started(
@@ -230,39 +231,6 @@ def _all(listeners: Sequence[Emit]) -> Emit:
             listener(event)
 
     return emit
-
-
-async def _share(
-    accounts: Sequence[Account],
-    routing: Routing,
-    environ: Mapping[str, str],
-    emit: Emit,
-    stack: AsyncExitStack,
-) -> dict[Account, SharedAccount]:
-    """Share each account's limits with this user's other runs until the run ends; not what is simulated."""
-    books = {}
-    for account in accounts:
-        if not account.fingerprint:
-            continue
-        ledger = Ledger(state_directory(environ), account.fingerprint, on_warning=log.warning)
-        book = SharedAccount(
-            account.name,
-            ledger,
-            partial(routing.lanes, account),
-            emit=emit,
-            cached_tokens_count=account.provider.name != "groq",
-        )
-        book.join()
-        stack.callback(book.leave)
-        sharing = asyncio.create_task(book.share_forever())
-        stack.push_async_callback(_end, sharing)
-        books[account] = book
-    return books
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _tell_finished(results: Sequence[Result], emit: Emit) -> None:
