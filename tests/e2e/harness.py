@@ -13,7 +13,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +124,18 @@ def started(
     name: str = "command",
     env: dict[str, str] | None = None,
     before: Callable[[], object] | None = None,
+    under: Sequence[str] = (),
 ) -> Iterator[Started]:
-    """Start a command; it is killed if it outlives the context. `name` tells its streams from others'."""
+    """Start a command; it is killed if it outlives the context.
+
+    `name` tells its streams from others', and `under` is a command that runs it.
+    """
     logs = cwd / "logs"
     logs.mkdir(exist_ok=True)
     stdout, stderr = logs / f"{name}.stdout", logs / f"{name}.stderr"
     with stdout.open("wb") as out, stderr.open("wb") as err:
         process = subprocess.Popen(
-            [BATCHER, *map(str, args)],
+            [*under, BATCHER, *map(str, args)],
             cwd=cwd,
             env=environment() if env is None else env,
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,10 @@
 """The first signal lets the calls in flight finish, the second ends the run at once."""
 
+import json
+import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +157,59 @@ def test_a_deadline_drains_as_well(tmp_path: Path, server: Simulator) -> None:
     assert "deadline" in done.stderr
     assert resumed.code == 0, resumed.stderr
     assert_each_once(out, ids)
+
+
+def test_a_run_that_was_stopped_for_a_while_goes_on(tmp_path: Path) -> None:
+    ids = names(40)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with simulating(tmp_path, "--latency", 0.1, "--latency-shape", "fixed") as server:
+        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 8, "--timeout", "1")
+        with started(*run, cwd=tmp_path) as command:
+            command.wait_until(lambda: count_lines(out) >= 8)
+            command.send(signal.SIGSTOP)
+            # For longer than a call may last: as when a laptop sleeps.
+            wakes_at = server.stats()["uptime_s"] + 1.2
+            command.wait_until(lambda: server.stats()["uptime_s"] > wakes_at)
+            stopped_at = count_lines(out)
+            command.send(signal.SIGCONT)
+            done = command.end()
+        requests = server.requests
+    assert stopped_at < len(ids)
+    assert done.code == 0, done.stderr
+    assert requests <= len(ids) + 8
+    assert_each_once(out, ids)
+
+
+def test_a_broken_pipe_of_somebody_else_ends_no_run(tmp_path: Path, server: Simulator) -> None:
+    ids = names(30)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    with started("run", jobs.name, "--base-url", server.url, "--concurrency", 8, cwd=tmp_path) as command:
+        command.wait_until(lambda: count_lines(out) >= 8)
+        command.send(signal.SIGPIPE)
+        done = command.end()
+    assert done.code == 0, done.stderr
+    assert_each_once(out, ids)
+
+
+def test_the_first_process_of_a_container_drains_as_well(tmp_path: Path, server: Simulator) -> None:
+    isolated = ["unshare", "--pid", "--fork", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*isolated, "true"], check=False).returncode:
+        pytest.skip("no namespace of processes can be made here")
+    ids = names(100)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
+    out = tmp_path / "results" / "jobs.jsonl"
+    run = ("run", jobs.name, "--base-url", server.url)
+    with started(*run, "--concurrency", 8, cwd=tmp_path, under=isolated) as command:
+        command.wait_until(lambda: count_lines(out) >= 16)
+        [first] = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+        # The system gives a process 1 no default for a signal: without a handler it would go on.
+        os.kill(int(first), signal.SIGTERM)
+        drained = command.end(10)
+    assert drained.code == 75, drained.stderr
+    assert json.loads(out.with_suffix(".lock").read_bytes())["pid"] == 1
+    assert len(read_lines(out)) == server.requests < len(ids)
 
 
 def test_a_signal_while_the_job_file_is_read_ends_the_run_before_anything_is_sent(
