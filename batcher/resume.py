@@ -149,15 +149,14 @@ def set_aside(paths: OutputPaths) -> list[Path]:
         aside = dict(zip(_movable(paths), _movable(output_paths(paths.results.with_stem(stem))), strict=True))
         for path in there:
             path.rename(aside[path])
-            if path == paths.journal:
-                sync_directory(path.parent)  # no crash may leave it here and the results it vouches for there
         if there:
             sync_directory(paths.results.parent)
     return [aside[path] for path in there]
 
 
 def _movable(paths: OutputPaths) -> tuple[Path, ...]:
-    # The answers go last: a run that is killed in between has lost sight of none of them.
+    # The journal goes first, as it vouches for the others. The answers go last: a run that is killed in
+    # between has lost sight of none of them.
     return paths.journal, paths.summary, paths.superseded, paths.quarantine, paths.errors, paths.results
 
 
