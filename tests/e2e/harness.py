@@ -293,14 +293,25 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def answered_since(out: Path, journal_size: int) -> bool:
-    """Return whether a first result was committed since an output's journal had so many bytes."""
-    journal = out.with_suffix(".journal")
-    if size_of(journal) <= journal_size:
-        return False
-    with journal.open("rb") as file:
-        file.seek(journal_size)
-        return b'"event":"committed"' in file.read()
+class FirstAnswer:
+    """Asks whether a run that is about to start on an output has brought home a first answer."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._journal = out.with_suffix(".journal")
+        self._journal_size = size_of(self._journal)
+        self._found_size: int | None = None
+
+    def __call__(self) -> bool:
+        """Return whether the results have grown since the run had put them in order."""
+        if self._found_size is None:
+            if size_of(self._journal) > self._journal_size:
+                with self._journal.open("rb") as file:
+                    file.seek(self._journal_size)
+                    if b'"event":"run_started"' in file.read():
+                        self._found_size = size_of(self._out)
+            return False
+        return size_of(self._out) > self._found_size
 
 
 def read_journal(out: Path, event: str) -> list[dict[str, Any]]:

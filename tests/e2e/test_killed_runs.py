@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    FirstAnswer,
     Started,
-    answered_since,
     batcher,
     job,
     names,
     simulating,
-    size_of,
     started,
     write_jobs,
 )
@@ -40,7 +39,7 @@ class Rounds:
 ROUNDS = {
     "8 kills": Rounds(jobs=2_500, kills=8, latency_s=0.02),
     "60 kills": Rounds(jobs=20_000, kills=60, latency_s=0.025),
-    "1000 kills": Rounds(jobs=20_000, kills=1_000, latency_s=0.4),
+    "1000 kills": Rounds(jobs=20_000, kills=1_000, latency_s=0.5),
 }
 
 
@@ -55,12 +54,12 @@ def damage(path: Path, rng: random.Random) -> None:
         file.write(rng.choice(tails))
 
 
-def kill_at_random(command: Started, out: Path, journal_size: int, rng: random.Random) -> None:
+def kill_at_random(command: Started, answered: FirstAnswer, rng: random.Random) -> None:
     """Kill a run 50 to 250 ms after its first answer; now and then while it still starts."""
     if rng.random() < 0.2:
         time.sleep(rng.uniform(0, 0.4))
     else:
-        command.wait_until(lambda: answered_since(out, journal_size))
+        command.wait_until(answered)
         time.sleep(rng.uniform(0.05, 0.25))
     command.kill()
 
@@ -82,9 +81,9 @@ def test_kills_lose_and_repeat_nothing(tmp_path: Path, rounds: Rounds) -> None:
     with simulating(tmp_path, "--latency", rounds.latency_s, "--seed", rounds.kills) as server:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
         for number in range(rounds.kills):
-            journal_size = size_of(files[2])
+            answered = FirstAnswer(out)
             with started(*run, cwd=tmp_path, name=f"run-{number}") as command:
-                kill_at_random(command, out, journal_size, rng)
+                kill_at_random(command, answered, rng)
             kept.remember()
             if rng.random() < 0.2:
                 for path in files:

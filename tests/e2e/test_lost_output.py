@@ -91,16 +91,55 @@ def test_a_full_disk_ends_the_run_and_costs_few_answers(tmp_path: Path, server: 
     assert_each_once(out, ids)
 
 
-def test_a_job_file_that_changes_under_the_run_ends_it(tmp_path: Path, server: Simulator) -> None:
-    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(600)))
+def overwrite(jobs: Path) -> None:
+    with jobs.open("r+b") as file:
+        file.write(jobs.read_bytes().replace(b"row", b"raw"))
+
+
+def reverse(jobs: Path) -> None:
+    lines = jobs.read_bytes().split(b"\n")[:-1]
+    with jobs.open("r+b") as file:
+        file.write(b"\n".join(reversed(lines)) + b"\n")
+
+
+def rename_another(jobs: Path) -> None:
+    other = jobs.with_name("other")
+    other.write_bytes(jobs.read_bytes().replace(b"row", b"raw"))
+    other.rename(jobs)
+
+
+def append(jobs: Path) -> None:
+    with jobs.open("ab") as file:
+        file.write(b'{"id":"late","model":"m","prompt":"late"}\n')
+
+
+# How the job file changes, and whether the run can still finish what it set out to do.
+CHANGES: dict[str, tuple[Callable[[Path], object], int]] = {
+    "L13 overwritten": (overwrite, 74),
+    "L13 reversed": (reverse, 74),
+    "L13 emptied": (lambda jobs: os.truncate(jobs, 0), 74),
+    "L13 another in its place": (rename_another, 0),
+    "L13 a line more": (append, 0),
+}
+
+
+@pytest.mark.parametrize(("change", "code"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_job_file_that_changes_under_the_run(
+    tmp_path: Path, server: Simulator, change: Callable[[Path], object], code: int
+) -> None:
+    ids = names(300)
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
     run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
     with started(*run, cwd=tmp_path) as command:
         command.wait_until(lambda: count_lines(out) >= 10)
-        content = jobs.read_bytes()
-        with jobs.open("r+b") as file:
-            file.write(content.replace(b"row", b"raw"))
-        done = command.end(10)
-    assert done.code == 74, done.stderr
-    assert "jobs.jsonl" in done.stderr
-    assert {line["custom_id"] for line in read_lines(out)} < set(names(600))
+        change(jobs)
+        done = command.end(20)
+    assert done.code == code, done.stderr
+    answered = {line["custom_id"] for line in read_lines(out)}
+    if code:
+        assert "jobs.jsonl" in done.stderr
+        assert answered < set(ids)
+    else:
+        assert answered == set(ids)
+    assert_each_once(out, answered)

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 from harness import (
+    FirstAnswer,
     Started,
-    answered_since,
     batcher,
     catches,
     job,
     names,
     read_journal,
     simulating,
-    size_of,
     started,
     write_jobs,
 )
@@ -46,7 +45,7 @@ class Moments:
     each: int
 
 
-def wait_for_a_moment(command: Started, out: Path, journal_size: int, rng: random.Random) -> None:
+def wait_for_a_moment(command: Started, answered: FirstAnswer, rng: random.Random) -> None:
     """Wait for a time while the run starts, or while it runs, or about its end."""
     command.wait_until(lambda: catches(command.pid, TERM))
     if rng.random() < 0.3:
@@ -54,7 +53,7 @@ def wait_for_a_moment(command: Started, out: Path, journal_size: int, rng: rando
     else:
         # Without a word of an answer: a run that has ended is as good a moment.
         ends_at = time.monotonic() + 20
-        while not answered_since(out, journal_size) and command.process.poll() is None:
+        while not answered() and command.process.poll() is None:
             assert time.monotonic() < ends_at, command.stderr
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.2))
@@ -98,18 +97,17 @@ def test_signals_at_any_moment_lose_and_repeat_nothing(tmp_path: Path, moments: 
     ids = names(moments.jobs)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
-    journal = out.with_suffix(".journal")
     kept, gave_up, codes = Kept(out), 0, list[int]()
     sequences = list(SEQUENCES.values()) * moments.each
     rng.shuffle(sequences)
     with simulating(tmp_path, "--latency", 0.02) as server:
         run = ("run", jobs.name, "--base-url", server.url, "--concurrency", CONCURRENCY)
         for number, numbers in enumerate(sequences):
-            journal_size, runs = size_of(journal), len(ended_runs(out))
+            answered, runs = FirstAnswer(out), len(ended_runs(out))
             # Some are about to end by themselves when the signal comes.
             limit = ("--limit", rng.randrange(10, 60)) if rng.random() < 0.3 else ()
             with started(*run, *limit, cwd=tmp_path, name=f"run-{number}") as command:
-                wait_for_a_moment(command, out, journal_size, rng)
+                wait_for_a_moment(command, answered, rng)
                 send(command, numbers, rng)
                 done = command.end(10)
             recorded = ended_runs(out)[runs:]
