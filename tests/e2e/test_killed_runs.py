@@ -1,5 +1,7 @@
 """A run that is killed loses nothing: the same command brings home what is missing, and pays little twice."""
 
+import contextlib
+import json
 import random
 import time
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from harness import (
     batcher,
     job,
     names,
+    read_summary,
     simulating,
     started,
     write_jobs,
@@ -19,6 +22,7 @@ from harness import (
 from interrupted import Kept, assert_nothing_lost_or_repeated
 
 CONCURRENCY = 32
+NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,15 @@ def kill_at_random(command: Started, answered: FirstAnswer, rng: random.Random) 
     command.kill()
 
 
+def answered_ids(out: Path) -> set[str]:
+    """Return whose results stand in a file that may be damaged."""
+    ids = set()
+    for line in out.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
+            ids.add(json.loads(line)["custom_id"])
+    return ids
+
+
 @pytest.mark.parametrize(
     "rounds",
     [
@@ -88,10 +101,16 @@ def test_kills_lose_and_repeat_nothing(tmp_path: Path, rounds: Rounds) -> None:
             if rng.random() < 0.2:
                 for path in files:
                     damage(path, rng)
+        charged = set(server.stats()["by_id"]) - answered_ids(out)
         done = batcher(*run, cwd=tmp_path)
         stats = server.stats()
 
     assert done.code == 0, done.stderr
+    told = read_summary(out)["calls"]
+    assert len(charged) <= told["possibly_paid_twice"] <= len(charged) + CONCURRENCY
+    named = set(told["possibly_paid_twice_ids"])
+    assert len(named) == min(told["possibly_paid_twice"], NAMED)
+    assert charged <= named or told["possibly_paid_twice"] > NAMED
     given_up = rounds.kills * CONCURRENCY
     assert_nothing_lost_or_repeated(out, ids, kept, stats, given_up=given_up)
 
