@@ -29,7 +29,7 @@ from batcher.scheduling.slots import RunSlots
 
 DESCRIPTORS_FOR_OTHERS = 64
 SLACK = 32
-"""Jobs kept ready for each lane beyond those in flight."""
+"""Jobs kept ready for each model beyond those in flight."""
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -113,7 +113,7 @@ def build_run(
     executor = Executor(Completer(routing, attempts, settings.retry, emit), pricing, emit, provider=provider)
     limits = RunLimits(
         concurrency=concurrency,
-        slack=SLACK * len(accounts),
+        slack=SLACK,
         grace_s=settings.grace,
         deadline_at=deadline_at,
         batch=BatchPolicy(size=settings.batch_size, wait_s=settings.batch_wait_s),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ class RunLimits:
 
     Attributes:
         concurrency: calls in flight.
-        slack: jobs kept ready beyond that, for each lane.
+        slack: jobs kept ready for each model, beyond those that its lanes can have in flight.
         grace_s: how long calls in flight may go on after a stop.
         deadline_at: loop time of the run's end, None without one.
         unreachable_after_s: a run none of whose calls reached the provider ends after this long.
@@ -69,6 +70,7 @@ class OnlineRun:
         self._limits = limits
         self._room = room
         self._idle = asyncio.Event()
+        self._left_pending = False
 
     async def run(self, stop: Stop, unreached: Callable[[], str | None]) -> None:
         """Run until every job has a result, is parked, or `stop` ends it; then everything is on disk.
@@ -138,14 +140,16 @@ class OnlineRun:
                 if not scheduler.idle:
                     await self._idle.wait()
         parked = [lane.parked for lane in self._routing.lanes() if lane.parked is not None]
-        if parked and stop.reason is None:
-            waits = [lane.resume_in_s for lane in parked if lane.resume_in_s is not None]
-            stop.drain(StopReason.INTERRUPTED, str(parked[0]), resume_in_s=min(waits) if waits else None)
+        if parked and stop.reason is None and (self._left_pending or self._queue.dropped):
+            soonest = min(parked, key=lambda lane: math.inf if lane.resume_in_s is None else lane.resume_in_s)
+            stop.drain(StopReason.INTERRUPTED, str(soonest), resume_in_s=soonest.resume_in_s)
 
     async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
         try:
             result = await self._execute(job)
-            if result is not None:
+            if result is None:
+                self._left_pending = True
+            else:
                 self._writer.append(result)
                 await self._writer.room()
                 await self._room()

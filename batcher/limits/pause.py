@@ -2,6 +2,8 @@
 
 import math
 
+from batcher.text.durations import in_words
+
 FIRST_WAIT_S = 5.0
 LONGEST_WAIT_S = 60.0
 
@@ -63,9 +65,9 @@ class Pause:
                 return ""
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self._unexplained_in_a_row, 8))
             self._unexplained_in_a_row += 1
-            words = f"the provider refuses calls and does not say for how long: waiting {wait:.0f} s"
+            words = f"the provider refuses calls and does not say for how long: waiting {in_words(wait)}"
         else:
             wait = retry_after_s
-            words = f"the provider asks to wait {wait:.1f} s"
+            words = f"the provider asks to wait {in_words(wait)}"
         self.until = max(self.until, now + wait * (1 + 0.1 * random) + 0.05 * random)
         return "" if going_on else words

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from batcher.clock import monotonic
+from batcher.text.durations import in_words
 from batcher.text.terminal import printable
 
 LIVE_EVERY_S = 0.25
@@ -63,7 +64,7 @@ def line(snapshot: Snapshot, rate: float) -> str:
         parts.append(f"{snapshot.failed:,} failed")
     parts.append(f"{rate:.1f}/s")
     if rate > 0 and snapshot.done < snapshot.total:
-        parts.append(f"{duration((snapshot.total - snapshot.done) / rate)} left")
+        parts.append(f"{in_words((snapshot.total - snapshot.done) / rate)} left")
     parts.append(f"{snapshot.in_flight} in flight")
     if snapshot.retries:
         parts.append(f"{snapshot.retries:,} retries")
@@ -72,18 +73,6 @@ def line(snapshot: Snapshot, rate: float) -> str:
     if snapshot.cost_usd:
         parts.append(f"${snapshot.cost_usd:.4f}")
     return ", ".join([*parts, *snapshot.hindrances])
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in the two largest units, e.g. `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 class PlainLines:

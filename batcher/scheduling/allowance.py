@@ -49,9 +49,13 @@ class LaneLimits:
     longest_outage_s: float = 86_400.0
     deadline_at: float = math.inf
 
+    def too_long(self, wait_s: float, now: float) -> bool:
+        """Tell whether nobody is to wait for so long in this run."""
+        return wait_s > min(self.longest_pause_s, self.deadline_at - now)
+
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Admission:
     """What one attempt holds until it has ended."""
 
     reservation: QuotaReservation | None
@@ -133,7 +137,7 @@ class Allowance:
         return limits.rpd, limits.tpd
 
     def demand(self, body: bytes, *, answers: bool) -> Demand:
-        """Estimate what a request may use, as far as anything counts it."""
+        """Estimate what a request may use; a limit may be learned while it waits."""
         return Demand(*self._estimator.estimate(body, answers=answers))
 
     def misfit(self, demand: Demand) -> str:
@@ -157,14 +161,14 @@ class Allowance:
         """
         return self._pacer.free_at(now) if self._pacer is not None else now
 
-    def grant(self, demand: Demand, now: float) -> Hold:
+    def grant(self, demand: Demand, now: float) -> Admission:
         """Count a request that starts now."""
         if self._pacer is not None:
             self._pacer.spend(now)
         reservation = self._quota.reserve(demand, now) if self._quota is not None else None
-        return Hold(reservation, self._concurrency.granted(now))
+        return Admission(reservation, self._concurrency.granted(now))
 
-    def settle(self, hold: Hold, lesson: Lesson, in_flight: int, now: float) -> list[str]:
+    def settle(self, hold: Admission, lesson: Lesson, in_flight: int, now: float) -> list[str]:
         """Learn from an attempt that has ended; `in_flight` includes it.
 
         Returns:
@@ -231,21 +235,24 @@ class Allowance:
         return Demand(usage.input_tokens - cached, usage.output_tokens)
 
     def _adopt(self, seen: RateLimits, reservation: QuotaReservation | None, now: float) -> list[str]:
-        if self._quota is None:
-            self._quota = Quota(QuotaLimits(window=self._window), now, share=self._share)
+        quota = self._counting(now)
         if reservation is None:
             # It started before anything counted: as far as the quota knows, it came and went just now.
-            reservation = self._quota.reserve(NOTHING, now)
-        said = self._quota.adopt(seen, reservation, now)
+            reservation = quota.reserve(NOTHING, now)
+        said = quota.adopt(seen, reservation, now)
         self._follow_quota()
         return said
 
     def _refused(self, lesson: Lesson, asked: Demand | None, now: float) -> list[str]:
-        if self._quota is None:
-            self._quota = Quota(QuotaLimits(window=self._window), now, share=self._share)
-        said = self._quota.refused(lesson.named, lesson.retry_after_s or 0.0, now, demand=asked)
+        said = self._counting(now).refused(lesson.named, lesson.retry_after_s or 0.0, now, demand=asked)
         self._follow_quota()
         return said
+
+    def _counting(self, now: float) -> Quota:
+        """Return the quota, which counts from now on at the latest."""
+        if self._quota is None:
+            self._quota = Quota(QuotaLimits(window=self._window), now, share=self._share)
+        return self._quota
 
     def _follow_quota(self) -> None:
         """Pace at the requests a minute that the quota keeps now."""

@@ -2,14 +2,16 @@
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from batcher.events import CircuitChanged, Emit
 from batcher.limits.breaker import BreakerPolicy, Circuit, CircuitBreaker, Ticket
+from batcher.text.durations import in_words
 from batcher.types import Outcome
 
 _WORDS = {
     Circuit.OPEN: "too many calls failed, waiting before the next try",
-    Circuit.HALF_OPEN: "trying again with a single call",
+    Circuit.HALF_OPEN: "trying again, with a single call at first",
     Circuit.CLOSED: "the provider answers again",
 }
 
@@ -37,7 +39,7 @@ class WatchedCircuit:
         return self._breaker.state
 
     def free_at(self, now: float) -> float:
-        """Return when an attempt may pass: `now`, later, or `inf` where a settlement will tell."""
+        """Return when an attempt may pass: `now` or later; a settlement may make it sooner."""
         return self._breaker.free_at(now)
 
     def grant(self, now: float) -> Ticket:
@@ -75,7 +77,7 @@ class WatchedCircuit:
         """Return what holds everything back at `now`, in words, or ""."""
         if self._breaker.state is not Circuit.OPEN:
             return ""
-        return f"{self._name} fails, next try in {self.next_try_in_s(now):.0f} s"
+        return f"{self._name} fails, next try in {in_words(self.next_try_in_s(now))}"
 
     def _tell(self, before: Circuit) -> None:
         after = self._breaker.state
@@ -105,3 +107,64 @@ class HostCircuit(WatchedCircuit):
         if before is Circuit.HALF_OPEN or self.state is not before:
             for look_again in self._lanes:
                 look_again()
+
+
+class Tickets(NamedTuple):
+    """What an attempt holds of both circuits."""
+
+    route: Ticket
+    host: Ticket
+
+    @property
+    def probe(self) -> bool:
+        """Whether the attempt finds out for all if the provider is back."""
+        return self.route.probe or self.host.probe
+
+
+class Circuits:
+    """The circuit of a route and that of its host as one gate."""
+
+    def __init__(self, route: WatchedCircuit, host: HostCircuit) -> None:
+        self._route = route
+        self._host = host
+
+    def __repr__(self) -> str:
+        return repr(self._route)
+
+    @property
+    def closed(self) -> bool:
+        """Whether everything may pass."""
+        return self._route.state is Circuit.CLOSED and self._host.state is Circuit.CLOSED
+
+    def free_at(self, now: float) -> float:
+        """Return when an attempt may pass: `now` or later; a settlement may make it sooner."""
+        return max(self._route.free_at(now), self._host.free_at(now))
+
+    def grant(self, now: float) -> Tickets:
+        """Let one attempt through."""
+        return Tickets(self._route.grant(now), self._host.grant(now))
+
+    def settle(
+        self, tickets: Tickets, outcome: Outcome, of_host: Outcome, now: float, *, wait_s: float
+    ) -> None:
+        """Count the outcome of an attempt: what it taught about the route, and about the host."""
+        # What fails at the address says nothing about this model.
+        of_route = Outcome.IGNORED if of_host is Outcome.FAILED else outcome
+        self._route.settle(tickets.route, of_route, now, wait_s=wait_s)
+        self._host.settle(tickets.host, of_host, now, wait_s=wait_s)
+
+    def fails_for_s(self, now: float) -> float:
+        """Return how long ago the first of them opened, 0 if both are closed."""
+        return max(self._route.fails_for_s(now), self._host.fails_for_s(now))
+
+    def held_up_s(self, now: float) -> float:
+        """Return for how long nothing, or only probes, pass."""
+        return max(self._route.held_up_s(now), self._host.held_up_s(now))
+
+    def next_try_in_s(self, now: float) -> float:
+        """Return in how many seconds the next attempt may pass, as far as is known."""
+        return max(self._route.next_try_in_s(now), self._host.next_try_in_s(now))
+
+    def hindrance(self, now: float) -> str:
+        """Return what holds everything back at `now`, in words, or ""."""
+        return self._host.hindrance(now) or self._route.hindrance(now)

@@ -6,14 +6,16 @@ import math
 from batcher.clock import monotonic
 from batcher.errors import LaneHeldUp, LaneParked, TooLarge
 from batcher.events import Emit, LaneChanged
-from batcher.limits.breaker import BreakerPolicy, Circuit
+from batcher.limits.breaker import BreakerPolicy
+from batcher.limits.bucket import WINDOW_S
 from batcher.limits.limit import Demand
 from batcher.scheduling.allowance import NOTHING, Allowance, LaneLimits, Lesson
 from batcher.scheduling.backoffs import Backoffs
-from batcher.scheduling.circuits import HostCircuit, WatchedCircuit
+from batcher.scheduling.circuits import Circuits, HostCircuit, WatchedCircuit
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
 from batcher.scheduling.waiters import Waiter, Waiters
+from batcher.text.durations import in_words
 from batcher.types import Outcome
 
 OVERTAKEN_S = 10.0
@@ -38,6 +40,9 @@ class Lane:
         emit: who is told what changes.
         host: the circuit of the address, shared by all lanes that talk to it; None for one of its own.
         model: what is asked for; the route's name if "".
+
+    Attributes:
+        parked: why nothing more is let through in this run, or None.
     """
 
     def __init__(
@@ -57,28 +62,24 @@ class Lane:
         self.last_success_at = -math.inf
         self._limits = limits
         self._slots = slots
-        self._circuit = WatchedCircuit(route, breaker, emit)
-        self._host = host or HostCircuit(route, breaker, emit)
-        self._host.join(self._look_again)
+        host = host or HostCircuit(route, breaker, emit)
+        host.join(self._look_again)
+        self._circuits = Circuits(WatchedCircuit(route, breaker, emit), host)
         self._emit = emit
         self._allowance = Allowance(limits, self._assign, monotonic())
         self._waiters: Waiters[Permit] = Waiters()
         self._backoffs = Backoffs(lambda: not self.in_flight and not self._waiters)
         self._timer: asyncio.TimerHandle | None = None
-        self._parked: LaneParked | None = None
+        self.parked: LaneParked | None = None
+        self._used_up_told = False
 
     def __repr__(self) -> str:
-        return f"<Lane {self.route} in_flight={self.in_flight} waiting={self.waiting} {self._circuit!r}>"
+        return f"<Lane {self.route} in_flight={self.in_flight} waiting={self.waiting} {self._circuits!r}>"
 
     @property
     def waiting(self) -> int:
         """Attempts that wait to be let through."""
         return len(self._waiters)
-
-    @property
-    def parked(self) -> LaneParked | None:
-        """Why this lane lets nothing more through in this run, or None."""
-        return self._parked
 
     @property
     def concurrency(self) -> int:
@@ -101,23 +102,23 @@ class Lane:
 
     def hindrance(self, now: float) -> str:
         """Return what holds this lane back at `now`, in words, or ""."""
-        if self._parked is not None:
-            return str(self._parked)
-        if fails := self._host.hindrance(now) or self._circuit.hindrance(now):
+        if self.parked is not None:
+            return str(self.parked)
+        if fails := self._circuits.hindrance(now):
             return fails
         if self._allowance.pause.until > now:
-            return f"{self.route} pauses for {self._allowance.pause.until - now:.0f} s"
+            return f"{self.route} pauses for {in_words(self._allowance.pause.until - now)}"
+        if used_up_s := self._used_up_s(now):
+            return f"{self.route}: its limits are used up, next call in {in_words(used_up_s)}"
         return ""
 
     def held_up_s(self, now: float) -> float:
-        """Return for how long the lane has been, or is going to be, shut by failures or by a pause."""
-        paused_s = self._allowance.pause.until - now
-        return max(0.0, paused_s, self._circuit.held_up_s(now), self._host.held_up_s(now))
+        """Return for how long the lane has been shut or will be: by failures, a pause, a day's limit."""
+        return max(self._circuits.held_up_s(now), self._shut_s(now))
 
     def next_try_in_s(self, now: float) -> float:
         """Return in how many seconds a lane that is shut lets an attempt through, as far as is known."""
-        paused_s = self._allowance.pause.until - now
-        return max(0.0, paused_s, self._circuit.next_try_in_s(now), self._host.next_try_in_s(now))
+        return max(self._circuits.next_try_in_s(now), self._shut_s(now))
 
     async def permit(
         self,
@@ -169,23 +170,25 @@ class Lane:
         await self._backoffs.sleep(seconds, counted=counted)
         self._refuse_if_parked()
 
-    def park(self, reason: str, *, resume_in_s: float | None = None) -> None:
+    def park(self, reason: str, *, resume_in_s: float | None = None, tell: bool = True) -> None:
         """Let nothing more through in this run: who waits or sleeps gets `LaneParked`, calls in flight go on.
 
         Args:
             reason: for the user.
             resume_in_s: seconds from now after which a new run makes sense, if known.
+            tell: the user has not been told yet.
         """
-        if self._parked is not None:
+        if self.parked is not None:
             return
-        self._parked = LaneParked(reason, resume_in_s=resume_in_s)
+        self.parked = LaneParked(reason, resume_in_s=resume_in_s)
         if self._timer is not None:
             self._timer.cancel()
         self._allowance.close()
         for waiter in self._waiters:
             self._turn_down(waiter, LaneParked(reason, resume_in_s=resume_in_s))
         self._backoffs.wake_all()
-        self._emit(LaneChanged(route=self.route, message=reason))
+        if tell:
+            self._emit(LaneChanged(route=self.route, message=reason))
 
     def set_share(self, share: float) -> None:
         """Keep to `share` (above 0, at most 1) of each minute limit: other runs have the rest."""
@@ -207,9 +210,9 @@ class Lane:
         self._assign()
 
     def _refuse_if_parked(self) -> None:
-        if self._parked is not None:
+        if self.parked is not None:
             # A new one for each: an exception raised twice keeps the frames of both callers alive.
-            raise LaneParked(str(self._parked), resume_in_s=self._parked.resume_in_s)
+            raise LaneParked(str(self.parked), resume_in_s=self.parked.resume_in_s)
 
     def _look_again(self) -> None:
         if self._waiters:
@@ -227,7 +230,7 @@ class Lane:
                 continue
             waiter, free_at = self._next(first, now)
             if free_at > now:
-                if self._park_if_used_up(first, now):
+                if self._park_if_used_up(now):
                     return
                 look_at = min(free_at, self._send_away(now))
                 if first.future.done():
@@ -240,7 +243,7 @@ class Lane:
 
     def _next(self, first: Waiter[Permit], now: float) -> tuple[Waiter[Permit], float]:
         """Return who may pass next, and when: `inf` where a gate will call back."""
-        if (shut := self._circuit.free_at(now)) > now or (shut := self._host.free_at(now)) > now:
+        if (shut := self._circuits.free_at(now)) > now:
             return first, shut
         if (busy := self._allowance.busy_until(self.in_flight, now)) > now:
             return first, busy
@@ -252,7 +255,7 @@ class Lane:
     def _fitting(self, first: Waiter[Permit], now: float) -> tuple[Waiter[Permit], float]:
         """Return the first in line, or a smaller one whose tokens are there already, and when they are."""
         free_at = self._allowance.quota_until(first.demand, now)
-        if free_at <= now or first.demand is NOTHING:
+        if free_at <= now:
             return first, free_at
         if first.first_at is None:
             first.first_at = now
@@ -267,11 +270,12 @@ class Lane:
         return first, free_at
 
     def _grant(self, demand: Demand, now: float) -> Permit:
-        ticket, host_ticket = self._circuit.grant(now), self._host.grant(now)
+        tickets = self._circuits.grant(now)
         self._slots.take()
         hold = self._allowance.grant(demand, now)
         self.in_flight += 1
-        return Permit(hold, ticket, host_ticket, self._settle)
+        self._used_up_told = False
+        return Permit(hold, tickets, self._settle)
 
     def _settle(self, permit: Permit, lesson: Lesson) -> None:
         now = monotonic()
@@ -281,13 +285,10 @@ class Lane:
         for words in self._allowance.settle(permit.hold, lesson, self.in_flight, now):
             self._emit(LaneChanged(route=self.route, message=f"{self.route}: {words}"))
         self.in_flight -= 1
-        # What fails at the address says nothing about this model.
-        outcome = Outcome.IGNORED if lesson.host is Outcome.FAILED else lesson.outcome
+        were_closed = self._circuits.closed
         wait_s = lesson.retry_after_s or 0.0
-        shut = self._probing
-        self._circuit.settle(permit.ticket, outcome, now, wait_s=wait_s)
-        self._host.settle(permit.host_ticket, lesson.host, now, wait_s=wait_s)
-        if shut and not self._probing:
+        self._circuits.settle(permit.tickets, lesson.outcome, lesson.host, now, wait_s=wait_s)
+        if self._circuits.closed and not were_closed:
             self._allowance.begin_again(self.in_flight + 1)
         self._park_if_hopeless(lesson, now)
         self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
@@ -296,30 +297,38 @@ class Lane:
 
     def _park_if_hopeless(self, lesson: Lesson, now: float) -> None:
         wait_s = lesson.retry_after_s or 0.0
-        if lesson.refused and wait_s > min(self._limits.longest_pause_s, self._limits.deadline_at - now):
+        fails_for_s = self._circuits.fails_for_s(now)
+        if lesson.refused and self._limits.too_long(wait_s, now):
             limit = f" ({lesson.limit_name})" if lesson.limit_name else ""
-            reason = f"{self.route}: the provider asks to wait {wait_s:.0f} s{limit}"
+            reason = f"{self.route}: the provider asks to wait {in_words(wait_s)}{limit}"
             self.park(reason, resume_in_s=wait_s)
-        elif lesson.outcome is Outcome.FAILED and self._fails_for_s(now) > self._limits.longest_outage_s:
-            self.park(f"{self.route}: no answer for {self._fails_for_s(now) / 3600:.0f} h")
+        elif lesson.outcome is Outcome.FAILED and fails_for_s > self._limits.longest_outage_s:
+            self.park(f"{self.route}: no answer for {in_words(fails_for_s)}")
 
-    def _park_if_used_up(self, first: Waiter[Permit], now: float) -> bool:
-        """Park if a limit of ours holds the first in line back for too long, such as until tomorrow."""
-        if self.in_flight:
-            return False  # they may give back what they do not use
-        wait_s = self._allowance.quota_until(first.demand, now) - now
-        if wait_s <= min(self._limits.longest_pause_s, self._limits.deadline_at - now):
+    def _park_if_used_up(self, now: float) -> bool:
+        """Say that a day's limit of ours is used up; park if it is for too long, such as until tomorrow."""
+        used_up_s = self._used_up_s(now)
+        if not used_up_s:
             return False
-        reason = f"{self.route}: its limits are used up for the next {wait_s:.0f} s"
-        self.park(reason, resume_in_s=wait_s)
-        return True
+        reason = f"{self.route}: its limits are used up, next call in {in_words(used_up_s)}"
+        if self._limits.too_long(used_up_s, now):
+            self.park(reason, resume_in_s=used_up_s)
+            return True
+        if not self._used_up_told:
+            self._used_up_told = True
+            self._emit(LaneChanged(route=self.route, message=reason))
+        return False
 
-    @property
-    def _probing(self) -> bool:
-        return Circuit.CLOSED is not self._circuit.state or Circuit.CLOSED is not self._host.state
+    def _used_up_s(self, now: float) -> float:
+        """Return how long a limit of ours holds everybody back, 0 if no longer than a minute's limit may."""
+        best = self._waiters.best
+        if best is None or self.in_flight:
+            return 0.0  # calls in flight may give back what they do not use
+        wait_s = self._allowance.quota_until(best.demand, now) - now
+        return wait_s if wait_s > WINDOW_S or self._limits.too_long(wait_s, now) else 0.0
 
-    def _fails_for_s(self, now: float) -> float:
-        return max(self._circuit.fails_for_s(now), self._host.fails_for_s(now))
+    def _shut_s(self, now: float) -> float:
+        return max(0.0, self._allowance.pause.until - now, self._used_up_s(now))
 
     def _send_away(self, now: float) -> float:
         """Let those go elsewhere for whom the lane is shut for too long; return when others may follow."""
@@ -327,8 +336,9 @@ class Lane:
             return math.inf
         leaving, patience_s = self._waiters.impatient(held_up_s)
         for waiter in leaving:
-            self._turn_down(waiter, LaneHeldUp(f"{self.route} is held up for {held_up_s:.0f} s"))
-        return now - self._fails_for_s(now) + patience_s
+            why = self.hindrance(now) or f"{self.route}: only single calls pass after failures"
+            self._turn_down(waiter, LaneHeldUp(why))
+        return now - self._circuits.fails_for_s(now) + patience_s
 
     def _turn_down(self, waiter: Waiter[Permit], error: LaneHeldUp | LaneParked | TooLarge) -> None:
         self._waiters.remove(waiter)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from batcher.limits.breaker import Ticket
-from batcher.scheduling.allowance import Hold, Lesson
+from batcher.scheduling.allowance import Admission, Lesson
+from batcher.scheduling.circuits import Tickets
 from batcher.types import Outcome
 
 
@@ -14,24 +14,18 @@ class Permit:
 
     Attributes:
         hold: what the attempt holds of the provider's allowance.
-        ticket: of the route's circuit.
-        host_ticket: of the host's circuit.
+        tickets: what it holds of the circuits.
         probe: the attempt finds out for all whether the provider is back.
     """
 
-    __slots__ = ("_on_settled", "_open", "hold", "host_ticket", "probe", "ticket")
+    __slots__ = ("_on_settled", "_open", "hold", "probe", "tickets")
 
     def __init__(
-        self,
-        hold: Hold,
-        ticket: Ticket,
-        host_ticket: Ticket,
-        on_settled: "Callable[[Permit, Lesson], None]",
+        self, hold: Admission, tickets: Tickets, on_settled: "Callable[[Permit, Lesson], None]"
     ) -> None:
         self.hold = hold
-        self.ticket = ticket
-        self.host_ticket = host_ticket
-        self.probe = ticket.probe or host_ticket.probe
+        self.tickets = tickets
+        self.probe = tickets.probe
         self._on_settled = on_settled
         self._open = True
 

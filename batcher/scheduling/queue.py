@@ -9,12 +9,16 @@ class JobQueue:
     Args:
         index: the rows.
         limit: at most so many jobs are started (None: all).
+
+    Attributes:
+        dropped: rows that are not started in this run, so that their jobs stay pending.
     """
 
     def __init__(self, index: JobIndex, *, limit: int | None = None) -> None:
         self._index = index
         self._rows = index.queued
         self._left = self._rows if limit is None else min(limit, self._rows)
+        self.dropped = 0
         self.models = index.models
         self.read = index.read
         self.prefix_group = index.prefix_group
@@ -50,5 +54,6 @@ class JobQueue:
 
     def count_dropped(self, rows: int) -> None:
         """Take note that rows will not be started in this run: their jobs stay pending."""
+        self.dropped += rows
         self._rows -= rows
         self._left = min(self._left, self._rows)

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from batcher.clock import monotonic
 from batcher.errors import LaneParked
@@ -105,23 +106,25 @@ class Routing:
             self._routes[model] = routes
             for route in routes:
                 if reason := self._parked or self._refused.get(route.account.owner):
-                    route.lane.park(reason)
+                    route.lane.park(reason, tell=False)
         return routes
 
     def candidates(self, job: Job) -> Iterator[tuple[Route, float]]:
         """Yield the routes that may answer `job`, each once, and for how long its lane may be shut (seconds).
 
         The model asked for comes first, then the fallbacks. Where several accounts serve a model, the one
-        with the most room comes first: nobody waits there or, by weight, the fewest do.
+        comes first where the fewest wait, and by weight where nobody has to.
         """
         models = list(dict.fromkeys((job.model, *job.fallback)))
-        only = len(models) == len(self._accounts) == 1
+        if len(models) == 1 and len(self._accounts) == 1:
+            yield self.routes(job.model)[0], math.inf
+            return
         for model in models:
             left = list(self.routes(model))
             while left:
-                route = left[0] if len(left) == 1 else min(left, key=_crowding)
+                route = min(left, key=_crowding)
                 left.remove(route)
-                yield route, math.inf if only else PATIENCE_S if left else self._fallback_after_s
+                yield route, PATIENCE_S if left else self._fallback_after_s
 
     async def wait_for_one(self, job: Job, shut: Sequence[Route]) -> list[tuple[Route, float]]:
         """Wait until one of the routes that are shut may be tried again; return them as `candidates` does."""
@@ -137,6 +140,11 @@ class Routing:
         """Return whether a route is left that may answer `job` in this run."""
         models = (job.model, *job.fallback)
         return any(route.lane.parked is None for model in models for route in self.routes(model))
+
+    def room(self, model: str) -> int | None:
+        """Return how many calls the open lanes of a model may have in flight, None if none is open."""
+        lanes = [route.lane for route in self.routes(model)]
+        return sum(lane.concurrency for lane in lanes if lane.parked is None) or None
 
     async def backoff(self, job: Job, route: Route, seconds: float, *, counted: bool = False) -> None:
         """Sleep between two attempts at `job` on `route`; parking its lane ends the sleep.
@@ -176,7 +184,7 @@ class Routing:
         """Let nothing more through on any route, those not yet made included; calls in flight go on."""
         self._parked = reason
         for lane in self.lanes():
-            lane.park(reason)
+            lane.park(reason, tell=False)  # it is the whole run that ends
 
     def refused(self, owner: str, reason: str) -> None:
         """Let nothing more through for the owner of keys none of which is left."""
@@ -191,14 +199,22 @@ class Routing:
             self._on_all_refused(reason)
 
 
-def _crowding(route: Route) -> tuple[bool, bool, float, bool, float]:
-    """Order routes by how little room they have."""
-    lane, weight = route.lane, route.account.weight
-    shut = lane.held_up_s(monotonic()) > PATIENCE_S
-    return (
-        lane.parked is not None,
-        shut,
-        lane.waiting / weight,
-        route.account.overflow,
-        (lane.in_flight + 1) / weight,
+class _Crowding(NamedTuple):
+    """Orders routes by how little room they have."""
+
+    parked: bool
+    shut: bool
+    waiting: int
+    overflow: bool  # only for what the account's other tier has no room for
+    load: float  # calls in flight by weight
+
+
+def _crowding(route: Route) -> _Crowding:
+    lane = route.lane
+    return _Crowding(
+        parked=lane.parked is not None,
+        shut=lane.held_up_s(monotonic()) > PATIENCE_S,
+        waiting=lane.waiting,
+        overflow=route.account.overflow,
+        load=(lane.in_flight + 1) / route.account.weight,
     )

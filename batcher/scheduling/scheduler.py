@@ -19,8 +19,8 @@ _DEFAULT_POLICY = BatchPolicy()
 class Scheduler:
     """Takes the next batch for each model with room and calls `start` for every job of it.
 
-    A model's room is `concurrency + slack` jobs; those that sleep between attempts do not count until they
-    are twice that many, so that a few unlucky jobs never keep the rest from running.
+    A model's room is `slack` jobs more than its lanes can have in flight; those that sleep between attempts
+    do not count until they are twice that many, so that a few unlucky jobs never keep the rest from running.
 
     Jobs all of whose routes are parked leave the queue and stay pending, unread if no job of their model has
     a fallback. Until routing as a whole is parked, one job of each model with queued jobs is alive, so what
@@ -48,7 +48,8 @@ class Scheduler:
         self._queue = queue
         self._routing = routing
         self._start = start
-        self._room = concurrency + slack
+        self._concurrency = concurrency
+        self._slack = slack
         self._wait_s = batch.wait_s
         self._batches = {model: Batches(queue, model, batch) for model in queue.models}
         self._alive: Counter[str] = Counter()
@@ -102,7 +103,9 @@ class Scheduler:
         if self._routing.parked:
             return False
         alive, sleeping = self._alive[model], self._routing.asleep[model]
-        room = self._room - (alive - sleeping) if sleeping < 2 * self._room else 0
+        # Who waits for a lane stays with it, so no more than the lanes can take are sent to wait.
+        most = self._slack + min(self._concurrency, self._routing.room(model) or self._concurrency)
+        room = most - (alive - sleeping) if sleeping < 2 * most else 0
         room = min(room, len(self._queue))
         batches = self._batches[model]
         run = batches.next_run or batches.refill(monotonic()) if room > 0 else None

@@ -38,3 +38,17 @@ def deadline_in_s(text: str, now: datetime) -> float:
             f"deadline: {text!r} is neither a duration (90, 15m, 2h) nor an ISO time (2026-12-24T18:00)"
         ) from None
     return (moment - now).total_seconds()
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in the two largest units, e.g. `2 h 5 min`."""
+    if 0 < seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

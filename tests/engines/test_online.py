@@ -250,7 +250,7 @@ async def test_a_limit_that_lasts_for_hours_parks_its_lane_alone(tmp_path: Path)
     assert set(ids(8)) <= set(rig.answered) <= {"a2", *ids(8)}
     assert rig.failed == {}
     assert (rig.stop.reason, rig.stop.resume_in_s) == (75, 25981)
-    assert "a: the provider asks to wait 25981 s" in rig.stop.message
+    assert "a: the provider asks to wait 7 h 13 min" in rig.stop.message
     assert monotonic() < 60
 
 

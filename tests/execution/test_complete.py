@@ -98,7 +98,7 @@ async def test_what_fails_in_the_end(error: CallError, calls: int) -> None:
 
 async def test_while_nobody_is_answered_a_job_fails_never_and_its_lane_parks_after_a_day() -> None:
     run = Run({"m": [BROKEN]})
-    with pytest.raises(LaneParked, match="m: no answer for 24 h"):
+    with pytest.raises(LaneParked, match="m: no answer for 1 d 0 h"):
         await complete(run, job())
     assert len(run.provider.calls) < 24 * 60 / 5 * 1.5 + 20, "a probe in 5 min, times 0.8 to 1.2"
 

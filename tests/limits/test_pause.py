@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from state_machines import run_briefly, run_long
 
 from batcher.limits.pause import Pause
+from batcher.text.durations import in_words
 
 
 class PauseMachine(RuleBasedStateMachine):
@@ -40,7 +41,7 @@ class PauseMachine(RuleBasedStateMachine):
     def refused_for_a_time(self, retry_after_s: float, random: float) -> None:
         going_on, before = self.pause.until > self.now, self.pause.until
         words = self.pause.refused(retry_after_s, self.now, random)
-        assert words == ("" if going_on else f"the provider asks to wait {retry_after_s:.1f} s")
+        assert words == ("" if going_on else f"the provider asks to wait {in_words(retry_after_s)}")
         self.least = max(before, self.now + retry_after_s)
         self.most = max(before, self.now + 1.1 * retry_after_s + 0.05)
 
@@ -52,7 +53,7 @@ class PauseMachine(RuleBasedStateMachine):
         if going_on:
             return
         wait_s = min(60.0, 5.0 * 2**self.episodes)
-        assert words.endswith(f"waiting {wait_s:.0f} s")
+        assert words.endswith(f"waiting {in_words(wait_s)}")
         self.episodes += 1
         self.least, self.most = self.now + wait_s, self.now + 1.1 * wait_s + 0.05
 

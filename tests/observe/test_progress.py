@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.observe.progress import PlainLines, RateMeter, Snapshot, duration, line, watch
+from batcher.observe.progress import PlainLines, RateMeter, Snapshot, line, watch
 
 START = Snapshot(done=0, failed=0, total=100, in_flight=4, retries=0, refused_429=0, cost_usd=0.0)
 
@@ -37,24 +37,6 @@ START = Snapshot(done=0, failed=0, total=100, in_flight=4, retries=0, refused_42
 )
 def test_a_snapshot_as_a_line(changes: dict[str, Any], rate: float, text: str) -> None:
     assert line(replace(START, **changes), rate) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 0 s"),
-        (60, "1 min 0 s"),
-        (3599, "59 min 59 s"),
-        (7500, "2 h 5 min"),
-        (86399, "23 h 59 min"),
-        (86400, "1 d 0 h"),
-        (10 * 86400 + 3 * 3600 + 1, "10 d 3 h"),
-    ],
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_rate_is_that_of_the_last_minute() -> None:

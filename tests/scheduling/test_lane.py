@@ -18,6 +18,7 @@ from batcher.limits.quota import QuotaLimits
 from batcher.scheduling.allowance import LaneLimits
 from batcher.scheduling.lane import Lane
 from batcher.scheduling.slots import RunSlots
+from batcher.text.durations import in_words
 from batcher.types import Outcome
 
 Arguments = TypeVarTuple("Arguments")
@@ -100,7 +101,7 @@ async def test_too_long_a_pause_parks_the_lane(limits: LaneLimits, asked_s: floa
     waiting = asyncio.create_task(lane.permit())
     await settled()
     permit.settle(lesson(Outcome.OVERLOADED, retry_after_s=asked_s, refused=True))
-    with pytest.raises(LaneParked, match=f"asks to wait {asked_s:.0f} s") as parked:
+    with pytest.raises(LaneParked, match=f"asks to wait {in_words(asked_s)}") as parked:
         await waiting
     assert parked.value.resume_in_s == asked_s
     assert lane.parked is not None

@@ -253,10 +253,10 @@ class World(RuleBasedStateMachine):
         end = TOO_LONG if number == TOO_LONG_NUMBER else ENDS[self.weather][number % len(ENDS[self.weather])]
         lane, permit = self.open.pop(which % len(self.open))
         self.settled[lane] += 1
-        if permit.ticket.probe and end.outcome in (SUCCESS, Outcome.OVERLOADED):
-            self.answered[lane, permit.ticket.generation] += 1
-        if permit.host_ticket.probe and end.host is SUCCESS:
-            self.answered[self.host, permit.host_ticket.generation] += 1
+        if permit.tickets.route.probe and end.outcome in (SUCCESS, Outcome.OVERLOADED):
+            self.answered[lane, permit.tickets.route.generation] += 1
+        if permit.tickets.host.probe and end.host is SUCCESS:
+            self.answered[self.host, permit.tickets.host.generation] += 1
         permit.settle(end)
 
     @rule(
@@ -348,8 +348,8 @@ class World(RuleBasedStateMachine):
     def few_probes_are_out(self) -> None:
         out: Counter[tuple[object, int]] = Counter()
         for lane, permit in self.open:
-            out[lane, permit.ticket.generation] += permit.ticket.probe
-            out[self.host, permit.host_ticket.generation] += permit.host_ticket.probe
+            out[lane, permit.tickets.route.generation] += permit.tickets.route.probe
+            out[self.host, permit.tickets.host.generation] += permit.tickets.host.probe
         for breaker, probes in out.items():
             assert probes <= max(1, 2 * self.answered[breaker])
 
@@ -357,7 +357,7 @@ class World(RuleBasedStateMachine):
     def before_the_first_answer_a_single_probe_is_out(self) -> None:
         for watched in (self.host, *self.lanes.values()):
             tickets = [
-                permit.host_ticket if watched is self.host else permit.ticket
+                permit.tickets.host if watched is self.host else permit.tickets.route
                 for lane, permit in self.open
                 if watched in (self.host, lane)
                 and self.is_fresh(permit, "host" if watched is self.host else lane.route)
@@ -379,9 +379,9 @@ class World(RuleBasedStateMachine):
             return
         if lane.in_flight >= lane.concurrency or self.slots.taken >= self.slots.limit:
             return
-        probing = any(permit.ticket.probe for holder, permit in self.open if holder is lane)
+        probing = any(permit.tickets.route.probe for holder, permit in self.open if holder is lane)
         probing |= self.host.state is Circuit.HALF_OPEN and any(
-            permit.host_ticket.probe for _, permit in self.open
+            permit.tickets.host.probe for _, permit in self.open
         )
         assert probing, "a wake-up was lost"
 

@@ -31,7 +31,7 @@ class Scheduled:
         self.routing: Routing = make_routing()
         self.started: list[Job] = []
         self.scheduler = Scheduler(
-            queue, self.routing, self.started.append, concurrency=room, slack=0, batch=batch
+            queue, self.routing, self.started.append, concurrency=1, slack=room - 1, batch=batch
         )
 
     @property
@@ -242,8 +242,8 @@ def test_whatever_ends_whenever_every_job_is_started_once_and_in_order(
                 queue,
                 make_routing(),
                 start,
-                concurrency=room,
-                slack=0,
+                concurrency=1,
+                slack=room - 1,
                 batch=BatchPolicy(size=size, wait_s=wait_s),
             )
             model = Model(lines, room=room, wait_s=wait_s)

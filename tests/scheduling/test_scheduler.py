@@ -33,7 +33,7 @@ def scheduling(
     routing = make_routing()
     with queue_of(listed, limit, fallback=fallback) as queue:
         yield (
-            Scheduler(queue, routing, started.append, concurrency=concurrency, slack=slack),
+            Scheduler(queue, routing, started.append, concurrency=1, slack=concurrency + slack - 1),
             routing,
             started,
         )

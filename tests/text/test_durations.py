@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.errors import ConfigError
-from batcher.text.durations import deadline_in_s, duration_s
+from batcher.text.durations import deadline_in_s, duration_s, in_words
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -75,3 +75,21 @@ def test_what_is_no_deadline(text: str) -> None:
 def test_every_time_with_an_offset_is_a_deadline(at: datetime, offset: int) -> None:
     moment = at.replace(tzinfo=timezone(timedelta(hours=offset)))
     assert deadline_in_s(moment.isoformat(), NOON) == (moment - NOON).total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (60, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (7500, "2 h 5 min"),
+        (86399, "23 h 59 min"),
+        (86400, "1 d 0 h"),
+        (10 * 86400 + 3 * 3600 + 1, "10 d 3 h"),
+    ],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert in_words(seconds) == text
