@@ -29,6 +29,7 @@ from batcher.observe.stats import Stats
 from batcher.observe.summary import JobCounts, RunFacts, summary
 from batcher.observe.watchdog import Watchdog
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
+from batcher.results.mounts import shared_file_system
 from batcher.resume import cost_of_results, provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
 from batcher.spec import RunSpec, Watcher
@@ -37,6 +38,8 @@ from batcher.types import OutputPaths, Result, output_paths
 from batcher.wiring import build_run, fitting_concurrency, run_pricing
 
 log = logging.getLogger(__name__)
+
+_SHARED_RISK = "as locks may not keep another one out there; -o can name a local place"
 
 
 async def run_batch(
@@ -69,6 +72,8 @@ async def run_batch(
         paths = None if spec.out is None else output_paths(spec.out)
         check_inputs(spec.inputs, paths)
         lock = None if paths is None else stack.enter_context(OutputLock(paths, run_id=spec.run_id))
+        if paths is not None and (kind := shared_file_system(paths.results)):
+            watcher.warning(str(paths.results), f"lies on {kind}: run it on one machine only, {_SHARED_RISK}")
         if paths is not None and not spec.fresh:
             stats.paid_twice.earlier = await _put_in_order(paths, provider.name, watcher)
         index_began_at = monotonic()
@@ -87,6 +92,7 @@ async def run_batch(
             *sinks,
             on_committed=lambda results: _tell_finished(results, emit),
             journal=journal.committed,
+            on_failure=journal.refuse_calls,
         )
         run, routing = build_run(
             settings=settings,

@@ -15,6 +15,7 @@ import msgspec
 import orjson
 
 from batcher.clock import utcnow
+from batcher.errors import OutputError
 from batcher.events import AttemptFinished, Event
 from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
 from batcher.types import Outcome
@@ -40,6 +41,7 @@ class Journal:
         self._path = path
         self._fd = -1
         self._run_id = ""
+        self._refusal: OutputError | None = None
         with output_errors(path):
             make_directory(path.parent)
             self._fd = open_private(path, os.O_RDWR | os.O_APPEND)
@@ -65,6 +67,8 @@ class Journal:
 
     def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
         """Say that the first byte of a call is about to go out."""
+        if self._refusal is not None:
+            raise self._refusal
         self._write(
             {
                 "event": "sent",
@@ -74,6 +78,10 @@ class Journal:
                 "model": model,
             }
         )
+
+    def refuse_calls(self, error: OutputError) -> None:
+        """Let no more calls go out: `sent` raises `error` from now on, as their answers could not be kept."""
+        self._refusal = error
 
     def unknown(self, job_id: str, attempt: int, code: str) -> None:
         """Say that a call ended without an answer and may have been charged."""

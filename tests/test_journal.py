@@ -130,6 +130,15 @@ def test_a_journal_that_cannot_be_kept_is_an_output_error(path: Path) -> None:
         journal.run_ended(0)
 
 
+def test_no_call_goes_out_whose_answer_could_not_be_kept(path: Path) -> None:
+    journal = Journal(path)
+    journal.refuse_calls(OutputError("x.jsonl: full"))
+    with pytest.raises(OutputError, match=r"x\.jsonl: full"):
+        journal.sent("a", "ab" * 32, 1, "m")
+    journal.run_ended(74)
+    assert [record["event"] for record in without_time(path)] == ["run_ended"]
+
+
 def test_a_run_without_files_can_journal_to_nowhere() -> None:
     journal = Journal(Path(os.devnull))
     journal.sent("a", "b", 1, "m")

@@ -407,20 +407,27 @@ async def test_a_full_disk_leaves_whole_lines(paths: OutputPaths) -> None:
 @pytest.mark.real_loop
 async def test_there_is_no_room_before_an_answer_is_written(paths: OutputPaths) -> None:
     """Eight answers come in one turn of the loop: none of them may lead to another call on a full disk."""
-    writer = ResultWriter(*open_output(paths), on_committed=Committed(), max_delay_s=60)
+    told: list[OutputError] = []
+    writer = ResultWriter(
+        *open_output(paths), on_committed=Committed(), on_failure=told.append, max_delay_s=60
+    )
     paid_again = []
 
     async def job(number: int) -> None:
         writer.append(made(job_id=str(number)))
+        # The slot is free, and the next call is about to be made.
+        if not told:
+            paid_again.append(number)
         await writer.room()
-        paid_again.append(number)
 
     with largest_file(1000):
         ended = await asyncio.gather(*map(job, range(8)), return_exceptions=True)
         with pytest.raises(OutputError):
             await writer.aclose()
-    assert all(isinstance(end, OutputError) for end in ended)
-    assert paid_again == []
+    assert all(isinstance(end, OutputError) for end in ended[1:])
+    assert paid_again == [0]
+    assert len(told) == 1
+    assert ids_in(paths.results) == ["0"]
 
 
 def replace(path: Path) -> None:

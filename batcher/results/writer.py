@@ -123,15 +123,17 @@ def stream_to(fd: int) -> tuple[Sink, Sink]:
 class ResultWriter:
     """Appends result lines, and reports them once they are safe.
 
-    A line reaches the kernel within the iteration of the loop in which it was appended, so that a killed
-    process loses only calls in flight. It is synced to disk with its group, and only then committed. After a
-    failure nothing is written or synced again: a sync that succeeds after one that failed proves nothing.
+    A line for a file reaches the kernel as it is appended, so that a killed process loses only calls in
+    flight, and a full disk is known of before the next call is made. It is synced to disk with its group, and
+    only then committed. After a failure nothing is written or synced again: a sync that succeeds after one
+    that failed proves nothing.
 
     Args:
         results: where answers go.
         errors: where failed jobs go.
         on_committed: told of each group of results once it is safe.
         journal: told how many bytes of the result and the error file are safe, none if others changed them.
+        on_failure: told at once what went wrong, so that no further call is paid for; maybe from a thread.
         durable: whether a group is synced before it counts as safe; a stream never is.
         max_delay_s: how long the first line of a group may wait for others (seconds, >= 0).
         max_batch_bytes: a backlog of this size waits no longer.
@@ -145,6 +147,7 @@ class ResultWriter:
         *,
         on_committed: Callable[[Sequence[Result]], None],
         journal: Callable[[int, int], None] | None = None,
+        on_failure: Callable[[OutputError], None] = lambda _: None,
         durable: bool = True,
         max_delay_s: float = 0.05,
         max_batch_bytes: int = 4 << 20,
@@ -154,6 +157,7 @@ class ResultWriter:
         self._errors = errors
         self._on_committed = on_committed
         self._journal = journal
+        self._on_failure = on_failure
         self._max_delay_s = max_delay_s
         self._max_batch_bytes = max_batch_bytes
         self._max_backlog_bytes = max_backlog_bytes
@@ -162,7 +166,6 @@ class ResultWriter:
         self._thread = ThreadPoolExecutor(1, "batcher-commit") if durable or self._is_stream else None
         self._uncommitted: list[Result] = []
         self._appended_bytes = self._committed_bytes = 0
-        self._flush_scheduled = False
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._committing = asyncio.Lock()
@@ -193,29 +196,32 @@ class ResultWriter:
         if self._failure is not None:
             return
         line = encode_result(result)
-        (self._results if result.ok else self._errors).pending.append(line)
+        sink = self._results if result.ok else self._errors
+        if self._is_stream:
+            sink.pending.append(line)
+        else:
+            try:
+                sink.write(line)
+            except OSError as exc:
+                self._fail(sink.error(exc))
         self._uncommitted.append(result)
         self._appended_bytes += len(line) + len(result.job.body) + len(result.answer.body)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if self._failure or self.backlog_bytes >= self._max_batch_bytes:
+            self._due.set()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._max_delay_s, self._due.set)
 
     async def room(self) -> None:
-        """Wait until what was appended has reached the kernel, and the backlog is small enough for more.
+        """Wait until the backlog is small enough for more.
 
         Raises:
             OutputError: the output failed, so that there will never be room.
         """
-        if self._flush_scheduled:
-            # Who waits here makes the next call: none may be paid for once an answer cannot be written.
-            await asyncio.sleep(0)
-        if self._failure is not None:
-            raise self._failure
-        while self.backlog_bytes > self._max_backlog_bytes:
-            if self._failure is not None:
-                raise self._failure
+        while self._failure is None and self.backlog_bytes > self._max_backlog_bytes:
             self._committed.clear()
             await self._committed.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def commit_forever(self) -> None:
         """Commit group after group until cancelled; what was not committed then is left to `aclose`.
@@ -249,23 +255,12 @@ class ResultWriter:
         if cancelled:
             raise asyncio.CancelledError
 
-    def _flush(self) -> None:
-        self._flush_scheduled = False
-        if self._failure is None and not self._is_stream:
-            for sink in (self._results, self._errors):
-                if sink.pending and self._failure is None:
-                    try:
-                        sink.write(sink.take())
-                    except OSError as exc:
-                        self._failure = sink.error(exc)
-        if self._failure or self.backlog_bytes >= self._max_batch_bytes:
-            self._due.set()
-        elif self._timer is None and self._uncommitted:
-            self._timer = asyncio.get_running_loop().call_later(self._max_delay_s, self._due.set)
+    def _fail(self, error: OutputError) -> None:
+        self._failure = error
+        self._on_failure(error)
 
     async def _commit(self) -> None:
         async with self._committing:
-            self._flush()
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -289,13 +284,13 @@ class ResultWriter:
                 try:
                     self._journal(*sizes)
                 except OutputError as exc:
-                    self._failure = exc
+                    self._fail(exc)
                     raise
 
     async def _make_safe(self) -> None:
         """Bring to disk, or down the stream, what there is; what goes wrong is left in `_failure`."""
         if self._failure is None and (changed := self._foreign_change()):
-            self._failure = changed
+            self._fail(changed)
         if self._failure is None and self._thread is not None:
             stream_data = self._results.take() if self._is_stream else b""
             safe = asyncio.get_running_loop().run_in_executor(self._thread, self._sync, stream_data)
@@ -323,7 +318,7 @@ class ResultWriter:
                 if sink.size > sink.synced:
                     os.fdatasync(sink.fd)
         except OSError as exc:
-            self._failure = sink.error(exc)
+            self._fail(sink.error(exc))
             self._results.cut(self._results.synced)
             self._errors.cut(self._errors.synced)
 

@@ -56,10 +56,8 @@ def wrong(answers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def kinds_of(call: str) -> list[tuple[str, bool]]:
     """Return the errors of a call, each as one that passes or one that stays."""
     kinds = [("EIO", False), ("ENOSPC", True)]
-    if call in ("write", "open"):
-        kinds.append(("EDQUOT", True))
     if call == "write":
-        kinds += [("short", False), ("short", True)]
+        kinds += [("EDQUOT", False), ("short", False), ("short", True)]
     return kinds
 
 
