@@ -189,11 +189,11 @@ def _read(headers: Mapping[str, str], body: bytes) -> _Said:
 
 def _read_object(error: object) -> _Said:
     if not isinstance(error, dict):
-        return _Said(error if isinstance(error, str) else orjson.dumps(error).decode(), is_json=True)
+        return _Said(error if isinstance(error, str) else _as_json(error).decode(), is_json=True)
     message = error.get("message") or error.get("detail") or ""
     code, kind = error.get("code"), error.get("type")
     return _Said(
-        message if isinstance(message, str) else orjson.dumps(message).decode(),
+        message if isinstance(message, str) else _as_json(message).decode(),
         code=code if isinstance(code, str) and _SAFE_CODE.fullmatch(code) else "",
         status=_status_of(code, kind),
         is_json=True,
@@ -244,5 +244,13 @@ def _shortened(body: bytes) -> bytes:
     if not isinstance(error, dict):
         return b""
     cut = {key: value[:400] if isinstance(value, str) else value for key, value in error.items()}
-    short = orjson.dumps({"error": cut})
+    short = _as_json({"error": cut})
     return short if len(short) <= KEPT_BYTES else b""
+
+
+def _as_json(value: object) -> bytes:
+    """Write a parsed value as JSON again; b"" where it is nested deeper than can be written."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return b""

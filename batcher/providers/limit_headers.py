@@ -115,7 +115,7 @@ def _believable(seconds: float | None) -> float | None:
 def _seconds_between(start: str, end: str) -> float | None:
     try:
         first, last = parsedate_to_datetime(start), parsedate_to_datetime(end)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for numbers of many digits
         return None
     # A date in `-0000` comes back without a zone; both are UTC by the rules of HTTP.
     return (last.replace(tzinfo=UTC) - first.replace(tzinfo=UTC)).total_seconds()

@@ -1,5 +1,6 @@
 """An event stream, gathered into the one body that the same call would have got without streaming."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import orjson
 from batcher.providers.failures import classify_error_object, no_answer
 from batcher.providers.limit_headers import Dialect
 
+_BETWEEN_EVENTS = re.compile(rb"\n{2,}")
 _GROWING = ("content", "reasoning", "reasoning_content", "refusal")
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed")
 
@@ -28,18 +30,23 @@ def gather(status: int, headers: Mapping[str, str], body: bytes, *, dialect: Dia
         if error := chunk if chunk.get("type") == "error" else chunk.get("error"):
             raise classify_error_object(error, status, headers, body, dialect=dialect)
         if chunk.get("type") in _LAST_EVENTS:
-            return orjson.dumps(chunk.get("response"))
+            answer = _object(chunk.get("response"))
+            break
         answer = answer or chunk
         if usage := chunk.get("usage") or _object(chunk.get("x_groq")).get("usage"):
             answer["usage"] = usage
         for part in _list(chunk.get("choices")):
             index = _object(part).get("index", 0)
             choices.setdefault(index if type(index) is int else 0, _Choice()).add(_object(part))
-    if not choices or not all(choice.finish_reason for choice in choices.values()):
-        raise no_answer(status, headers, body, "its stream ended without a finish reason")
-    answer["object"] = "chat.completion"
-    answer["choices"] = [choices[index].whole(index) for index in sorted(choices)]
-    return orjson.dumps(answer)
+    else:
+        if not choices or not all(choice.finish_reason for choice in choices.values()):
+            raise no_answer(status, headers, body, "its stream ended without a finish reason")
+        answer["object"] = "chat.completion"
+        answer["choices"] = [choices[index].whole(index) for index in sorted(choices)]
+    try:
+        return orjson.dumps(answer)
+    except orjson.JSONEncodeError:
+        raise no_answer(status, headers, body, "its stream is nested too deep") from None
 
 
 class _Choice:
@@ -48,7 +55,7 @@ class _Choice:
     def __init__(self) -> None:
         self.finish_reason: str | None = None
         self._texts: dict[str, list[str]] = {"content": []}
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: dict[int, _ToolCall] = {}
 
     def add(self, part: dict[str, Any]) -> None:
         """Take in one chunk's share of this choice."""
@@ -60,21 +67,14 @@ class _Choice:
                 self._texts.setdefault(name, []).append(text)
         for call in map(_object, _list(delta.get("tool_calls"))):
             index = call.get("index")
-            whole = self._calls.setdefault(
-                index if type(index) is int else len(self._calls),
-                {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
-            )
-            whole["id"] = call.get("id") or whole["id"]
-            function = _object(call.get("function"))
-            whole["function"]["name"] = function.get("name") or whole["function"]["name"]
-            if type(arguments := function.get("arguments")) is str:
-                whole["function"]["arguments"] += arguments
+            position = index if type(index) is int else len(self._calls)
+            self._calls.setdefault(position, _ToolCall()).add(call)
 
     def whole(self, index: int) -> dict[str, Any]:
         """Return the choice as an answer without streaming would show it."""
         message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items()}
         if self._calls:
-            message["tool_calls"] = [self._calls[position] for position in sorted(self._calls)]
+            message["tool_calls"] = [self._calls[position].whole() for position in sorted(self._calls)]
             message["content"] = message["content"] or None
         return {
             "index": index,
@@ -83,9 +83,31 @@ class _Choice:
         }
 
 
+class _ToolCall:
+    """One tool call, put together from its deltas."""
+
+    def __init__(self) -> None:
+        self._id: object = ""
+        self._name: object = ""
+        self._arguments: list[str] = []  # joined at the end: a text that grows by bits costs its square
+
+    def add(self, call: dict[str, Any]) -> None:
+        """Take in one chunk's share of this call."""
+        function = _object(call.get("function"))
+        self._id = call.get("id") or self._id
+        self._name = function.get("name") or self._name
+        if type(arguments := function.get("arguments")) is str:
+            self._arguments.append(arguments)
+
+    def whole(self) -> dict[str, Any]:
+        """Return the call as an answer without streaming would show it."""
+        function = {"name": self._name, "arguments": "".join(self._arguments)}
+        return {"id": self._id, "type": "function", "function": function}
+
+
 def _events(body: bytes) -> Iterator[bytes]:
     """Yield the data of each event up to `[DONE]`; comments, which keep a connection alive, are left out."""
-    for event in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
+    for event in _BETWEEN_EVENTS.split(body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")):
         lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
         data = b"\n".join(lines)
         if data == b"[DONE]":

@@ -21,10 +21,14 @@ def mismatch(text: str, schema: bytes) -> str:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         return f"the answer is not JSON: {error}"
-    for miss in _validator(schema).iter_errors(value):
-        place = "/".join(str(part) for part in miss.absolute_path) or "the top"
-        return f"the answer does not fit the schema at {place}: {miss.message[:200]}"
-    return ""
+    try:
+        miss = next(_validator(schema).iter_errors(value), None)
+    except RecursionError:
+        return "the answer is nested too deep to be checked against the schema"
+    if miss is None:
+        return ""
+    place = "/".join(str(part) for part in miss.absolute_path) or "the top"
+    return f"the answer does not fit the schema at {place}: {miss.message[:200]}"
 
 
 @lru_cache(maxsize=64)

@@ -84,3 +84,9 @@ def test_a_schema_fetches_nothing(keyword: str) -> None:
             mismatch("[1]", schema)
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def test_an_answer_too_deep_for_its_schema_does_not_fit() -> None:
+    schema = b'{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","items":{"$ref":"#/$defs/a"}}}}'
+    assert mismatch("[[]]", schema) == ""
+    assert "too deep" in mismatch("[" * 1000 + "]" * 1000, schema)
