@@ -1,8 +1,10 @@
 """One account's calls: what every provider that speaks this API does with a request."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 from batcher.errors import CallError
+from batcher.providers.blotting import Blotter
 from batcher.providers.failures import classify
 from batcher.providers.keys import Secret
 from batcher.providers.limit_headers import Dialect
@@ -34,7 +36,7 @@ class Calls:
         self._pool = pool
         self._urls = urls
         self._headers = headers
-        self._key = key.reveal().encode() if key else None
+        self._blotter = Blotter(key)
         self._dialect = dialect
 
     async def send(self, request: Request, *, timeout_s: float) -> Reply:
@@ -42,23 +44,27 @@ class Calls:
         status, headers, body = await self._pool.post(
             self._urls[request.endpoint], self._headers, request.body, timeout_s=timeout_s
         )
-        if 200 <= status < 300:
-            return parse_reply(request.endpoint, status, headers, self.blotted(body), dialect=self._dialect)
-        raise self.failure(status, headers, body)
+        if not 200 <= status < 300:
+            raise self.failure(status, headers, body)
+        headers = self._blotter.headers(headers)
+        with contextlib.suppress(CallError):
+            answer = self._blotter.answer(body)
+            return parse_reply(request.endpoint, status, headers, answer, dialect=self._dialect)
+        # It is a failure after all, and those may name the key by its start.
+        body = self._blotter.failure(body)
+        return parse_reply(request.endpoint, status, headers, body, dialect=self._dialect)
 
     async def get(self, url: str, *, timeout_s: float) -> HttpReply:
         """Fetch `url` for a control-plane call; raises as `Provider.models` does."""
-        reply = await self._pool.get(url, self._headers, timeout_s=timeout_s)
-        if 200 <= reply.status < 300:
-            return reply._replace(body=self.blotted(reply.body))
-        raise self.failure(*reply)
+        status, headers, body = await self._pool.get(url, self._headers, timeout_s=timeout_s)
+        if 200 <= status < 300:
+            return self.blotted(status, headers, body)
+        raise self.failure(status, headers, body)
 
     def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
-        """Say what a reply means that is not 2xx, without the key wherever the reply repeats it."""
-        return classify(status, headers, self.blotted(body), dialect=self._dialect)
+        """Say what a reply means that is not 2xx, without the key that it may repeat."""
+        return classify(*self.blotted(status, headers, body), dialect=self._dialect)
 
-    def blotted(self, body: bytes) -> bytes:
-        """Blot out the key in a reply's body."""
-        if self._key is not None and self._key in body:
-            return body.replace(self._key, b"***")
-        return body
+    def blotted(self, status: int, headers: Mapping[str, str], body: bytes) -> HttpReply:
+        """Return a reply that holds no answer of a model without the key that it may repeat, or its start."""
+        return HttpReply(status, self._blotter.headers(headers), self._blotter.failure(body))

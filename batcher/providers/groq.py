@@ -1,14 +1,13 @@
 """Groq: chat goes straight through the pool, the rest of its API through its own client on the same pool."""
 
+import logging
+
 import httpx
 from asyncio_throttle.throttler import Throttler
 from groq import APIConnectionError, APIStatusError, AsyncGroq, Omit
-from pyreqwest.compatibility.httpx import HttpxTransport
-from pyreqwest.exceptions import PyreqwestError
 
 from batcher.errors import CallError, ConnectionLost
 from batcher.providers.calls import Calls
-from batcher.providers.faults import fault_of
 from batcher.providers.keys import Secret
 from batcher.providers.replies import parse_models
 from batcher.providers.transport import ACCEPT_ENCODING, Pool
@@ -17,6 +16,8 @@ from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
 _PREFIX = "/openai"
 _CONTROL_TIMEOUT_S = 60.0
 _CONTROL_CALLS_PER_S = 2
+# Its debug lines show the headers of replies, in which a server may repeat the key.
+logging.getLogger("groq._base_client").addFilter(lambda record: record.levelno >= logging.WARNING)
 
 
 class Groq:
@@ -35,16 +36,12 @@ class Groq:
             api_key=key.reveal(),
             base_url=base_url.removesuffix("/v1").removesuffix(_PREFIX),
             max_retries=0,
-            # The pool knows one deadline, and takes the sum of httpx's four for it.
-            timeout=httpx.Timeout(None, read=_CONTROL_TIMEOUT_S),
             http_client=httpx.AsyncClient(
-                transport=HttpxTransport(pool.client, close_client=False),
-                trust_env=False,
-                follow_redirects=False,
+                transport=_PoolTransport(pool), trust_env=False, follow_redirects=False
             ),
         )
         base = str(self._client.base_url).rstrip("/") + _PREFIX
-        headers = self._client.default_headers | {"accept-encoding": ACCEPT_ENCODING}
+        headers = self._client.default_headers
         self._calls = Calls(
             pool,
             urls={endpoint: base + endpoint for endpoint in ENDPOINTS},
@@ -74,7 +71,9 @@ class Groq:
         async with self._throttle:
             try:
                 reply = await self._client.models.with_raw_response.list()
-                return parse_models(reply.status_code, reply.headers, self._calls.blotted(await reply.read()))
+                return parse_models(
+                    *self._calls.blotted(reply.status_code, reply.headers, await reply.read())
+                )
             except APIStatusError as error:
                 failed = error.response
                 raise self._calls.failure(failed.status_code, failed.headers, failed.content) from None
@@ -93,17 +92,34 @@ class _QuietGroq(AsyncGroq):
     def default_headers(self) -> dict[str, str | Omit]:
         return {
             "accept": "application/json",
-            # What httpx decodes has no cap.
-            "accept-encoding": "identity",
+            "accept-encoding": ACCEPT_ENCODING,
             "content-type": "application/json",
             "user-agent": "batcher",
             "authorization": self.auth_headers["Authorization"],
         }
 
 
+class _PoolTransport(httpx.AsyncBaseTransport):
+    """Lets Groq's client call through the pool, under its caps and one deadline."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url, headers = str(request.url), request.headers.multi_items()
+        if request.method == "GET":
+            reply = await self._pool.get(url, headers, timeout_s=_CONTROL_TIMEOUT_S)
+        else:
+            body = await request.aread()
+            reply = await self._pool.post(url, headers, body, timeout_s=_CONTROL_TIMEOUT_S)
+        # The body is decoded already.
+        kept = {name: value for name, value in reply.headers.items() if name != "content-encoding"}
+        return httpx.Response(reply.status, headers=kept, content=reply.body, request=request)
+
+
 def _fault_under(error: BaseException) -> CallError:
     """Find the pool's own fault under the layers that were laid over it."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, PyreqwestError):
+    while cause is not None and not isinstance(cause, CallError):
         cause = cause.__cause__
-    return fault_of(cause) if cause else ConnectionLost(str(error), code="connection_lost")
+    return cause or ConnectionLost(str(error), code="connection_lost")

@@ -72,11 +72,6 @@ class Pool:
     def __repr__(self) -> str:
         return f"Pool(max_connections={self._settings.max_connections})"
 
-    @property
-    def client(self) -> Client:
-        """The client underneath, for libraries that bring their own verbs."""
-        return self._client
-
     async def post(self, url: str, headers: Headers, body: bytes, *, timeout_s: float) -> HttpReply:
         """Send `body` and read the whole reply, whatever its status.
 

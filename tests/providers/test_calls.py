@@ -1,10 +1,12 @@
 """What holds for every provider: where a call goes, what comes back, and where the key never shows."""
 
+import gzip
 import traceback
 from collections.abc import AsyncIterator, Callable
 
 import orjson
 import pytest
+from network_rows import flooding
 from raw_server import Connection, Talk, answering, http, raw_server
 
 from batcher.errors import (
@@ -189,6 +191,22 @@ async def test_a_model_list_fails_as_a_call_does(make: Make, reply: bytes, kind:
         provider = make(server.url)
         await failing(provider.models, kind)
         assert server.connections == 1
+        await provider.aclose()
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Oh"])
+async def test_a_model_list_without_end_is_cut_at_the_cap(make: Make, status: str) -> None:
+    head = f"HTTP/1.1 {status}\r\n\r\n".encode()
+    async with raw_server(flooding(head)) as server:
+        provider = make(server.url)
+        await failing(provider.models, BadReply if status == "200 OK" else ServerError)
+        await provider.aclose()
+
+
+async def test_a_model_list_may_be_zipped(make: Make) -> None:
+    async with raw_server(answering(http(gzip.compress(b'{"data":[]}'), "content-encoding: gzip"))) as server:
+        provider = make(server.url)
+        assert await provider.models() == []
         await provider.aclose()
 
 
