@@ -33,6 +33,10 @@ def chat(text: str, *headers: str) -> bytes:
     return reply(json.dumps({"choices": [choice], "usage": usage}).encode(), "200 OK", *headers)
 
 
+def _hello(_: str) -> bytes:
+    return chat("hello")
+
+
 @dataclass(slots=True)
 class Provider:
     """Where it listens, and the requests that came, each with its head and body."""
@@ -59,7 +63,7 @@ def evil_provider(answers: Answers) -> Iterator[Provider]:
             key = re.search(rb"authorization: *Bearer ([^\r]+)", head, re.IGNORECASE)
             which = _WHICH.search(body)
             name = "models" if head.startswith(b"GET") else which[1].decode() if which else ""
-            answer = answers.get(name, lambda key: chat("hello"))
+            answer = answers.get(name, _hello)
             self.wfile.write(answer(key[1].decode() if key else ""))
 
     class Server(socketserver.ThreadingTCPServer):

@@ -5,7 +5,7 @@ import pty
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,25 +22,23 @@ class Done:
     stderr: str = ""
 
 
-def environment(directory: Path, **variables: str) -> dict[str, str]:
+def environment(directory: Path) -> dict[str, str]:
     """Return a bare environment whose home and state lie in `directory`."""
-    own = {"PATH": os.defpath, "HOME": str(directory), "BATCHER_STATE_DIR": str(directory / "state")}
-    return own | variables
+    return {"PATH": os.defpath, "HOME": str(directory), "BATCHER_STATE_DIR": str(directory / "state")}
 
 
 def batcher(
     *args: object,
     cwd: Path,
+    env: Mapping[str, str] | None = None,
     before: Callable[[], object] | None = None,
-    stdin: bytes = b"",
-    **variables: str,
 ) -> Done:
     """Run a command to its end with pipes; `before` runs in the new process ahead of it."""
     ended = subprocess.run(
         [BATCHER, *map(str, args)],
         cwd=cwd,
-        env=environment(cwd, **variables),
-        input=stdin,
+        env=environment(cwd) | dict(env or {}),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=PATIENCE_S,
         check=False,
@@ -49,13 +47,13 @@ def batcher(
     return Done(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
-def at_a_terminal(*args: object, cwd: Path, **variables: str) -> Done:
+def at_a_terminal(*args: object, cwd: Path) -> Done:
     """Run a command to its end with a terminal as stdout and stderr: there, nothing is stripped by click."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [BATCHER, *map(str, args)],
         cwd=cwd,
-        env=environment(cwd, TERM="xterm-256color", COLUMNS="200", **variables),
+        env=environment(cwd) | {"TERM": "xterm-256color", "COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=theirs,
