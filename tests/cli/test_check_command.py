@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,20 @@ def test_standard_input_that_was_begun_goes_on_from_there(tmp_path: Path) -> Non
         os.lseek(stdin.fileno(), 8, os.SEEK_SET)
         done = subprocess.run([sys.executable, "-c", script], stdin=stdin, capture_output=True, check=True)
     assert json.loads(done.stdout)["jobs"] == 1
+
+
+def test_process_substitution_is_checked_like_a_file_and_named_as_the_shell_does(tmp_path: Path) -> None:
+    write(tmp_path / "good.jsonl", GOOD)
+    write(tmp_path / "bad.jsonl", b"\n", GOOD.replace(b'"a"', b'"b"'), b"{}\n")
+    batcher = Path(sys.executable).with_name("batcher")
+    line = f"{batcher} check --json <(cat good.jsonl) <(gzip -c bad.jsonl) good.jsonl"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 65
+    counts = json.loads(done.stdout)
+    assert [counts[name] for name in ("jobs", "bad", "duplicates", "blank")] == [2, 1, 1, 1]
+    bad, repeated = done.stderr.splitlines()
+    assert re.match(r"/dev/fd/\d+:3: the line has neither", bad)
+    assert repeated.startswith("good.jsonl:1: warning: ")
 
 
 def test_the_help_starts_with_examples() -> None:
