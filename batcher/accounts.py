@@ -100,7 +100,9 @@ async def _open_remote(
 
     groq = settings.provider_name == "groq"
     base_url = check_base_url(settings.base_url or GROQ_URL, insecure_http=settings.insecure_http)
-    keys = _load_keys(settings, environ, required=groq or not is_loopback(base_url))
+    keys = _load_keys(
+        settings, environ, required=groq or bool(settings.accounts) or not is_loopback(base_url)
+    )
     async with AsyncExitStack() as stack:
         pool = Pool(
             PoolSettings(

@@ -37,9 +37,13 @@
        `- KeyRefused                        401: the key is dead, the job waits
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from batcher.types import Outcome, RateLimits
+
+
+NOT_LET_IN = frozenset({401, 402, 403, 404, 413, 429, 498})
+"""Statuses of requests that were turned away at the door."""
 
 
 class BatcherError(Exception):
@@ -108,12 +112,12 @@ class LaneParked(BatcherError):
     """A lane lets nothing more through in this run; its jobs stay pending.
 
     Attributes:
-        resume_in_s: seconds from the moment of parking after which a new run makes sense, if known.
+        resume_at: loop time from which on a new run makes sense, if known.
     """
 
-    def __init__(self, message: str, *, resume_in_s: float | None = None) -> None:
+    def __init__(self, message: str, *, resume_at: float | None = None) -> None:
         super().__init__(message)
-        self.resume_in_s = resume_in_s
+        self.resume_at = resume_at
 
 
 class LaneHeldUp(BatcherError):
@@ -122,6 +126,9 @@ class LaneHeldUp(BatcherError):
 
 class BadLine(BatcherError):
     """One line of a job file cannot be used; `str()` is the reason, without the place."""
+
+
+_AnyCallError = TypeVar("_AnyCallError", bound="CallError")
 
 
 class CallError(BatcherError):
@@ -168,9 +175,28 @@ class CallError(BatcherError):
         self.probe = False
 
     @property
+    def admitted(self) -> bool:
+        """Whether the provider let the request in, so that it counts against its limits."""
+        return self.sent and self.status not in NOT_LET_IN
+
+    @property
     def counted(self) -> bool:
         """Whether this call counts as an attempt of its job."""
         return self.counts_attempt and not self.probe
+
+    def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
+        """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""
+        same = {
+            "message": str(self),
+            "code": self.code,
+            "status": self.status,
+            "body": self.body,
+            "request_id": self.request_id,
+            "retry_after_s": self.retry_after_s,
+            "limits": self.limits,
+            "sent": self.sent,
+        }
+        return kind(**{**same, **changes})
 
 
 class Requeue(CallError):

@@ -20,7 +20,7 @@ class AttemptFinished:
     """One HTTP call ended, the `call`-th of its job, counted from 1.
 
     `account` owns the quota, `route` is the model. `code` and `message` are "" for an answer; `sent` tells
-    whether it may have been charged.
+    whether it may have been charged, `admitted` whether it counts against the provider's limits.
     """
 
     job_id: str
@@ -34,6 +34,7 @@ class AttemptFinished:
     sent: bool
     usage: Usage | None
     account: str = ""
+    admitted: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,7 +110,7 @@ def build_run(
     pricing = run_pricing(settings, provider)
     purse = None if budget is None else Purse(budget, pricing, budget_reached)
     attempts = Attempts(journal, emit, timeout_s=settings.timeout, purse=purse)
-    executor = Executor(Completer(routing, attempts, settings.retry, emit), pricing, emit, provider=provider)
+    executor = Executor(Completer(routing, attempts, settings.retry), pricing, emit, provider=provider)
     limits = RunLimits(
         concurrency=concurrency,
         slack=SLACK,

@@ -141,8 +141,9 @@ class OnlineRun:
                     await self._idle.wait()
         parked = [lane.parked for lane in self._routing.lanes() if lane.parked is not None]
         if parked and stop.reason is None and (self._left_pending or self._queue.dropped):
-            soonest = min(parked, key=lambda lane: math.inf if lane.resume_in_s is None else lane.resume_in_s)
-            stop.drain(StopReason.INTERRUPTED, str(soonest), resume_in_s=soonest.resume_in_s)
+            soonest = min(parked, key=lambda lane: math.inf if lane.resume_at is None else lane.resume_at)
+            left_s = None if soonest.resume_at is None else max(0.0, soonest.resume_at - monotonic())
+            stop.drain(StopReason.INTERRUPTED, str(soonest), resume_in_s=left_s)
 
     async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
         try:

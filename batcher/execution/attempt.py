@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from batcher.clock import monotonic
-from batcher.errors import CallError, LocalFault, RateLimited
-from batcher.events import AttemptFinished, Emit
+from batcher.errors import CallError, CapacityExceeded, LocalFault, RateLimited
+from batcher.events import AttemptFinished, Emit, FallbackTaken
 from batcher.execution.purse import Purse
+from batcher.limits.retry import words_of
 from batcher.providers.limit_headers import limit_named
 from batcher.scheduling.allowance import Lesson
 from batcher.scheduling.permit import Permit
@@ -29,6 +30,7 @@ class Story:
     """What has happened to one job so far.
 
     Attributes:
+        job: what is to be done.
         began_at: loop time at which the job left the queue.
         deadline_at: loop time at which it fails, `inf` without a deadline.
         model: the model called last.
@@ -37,6 +39,9 @@ class Story:
         attempts: calls that counted as an attempt.
         latency_s: duration of the last call.
         in_calls_s: duration of all calls.
+        words: what the server said that failed last, if it failed of itself.
+        left_because: why the last route was left.
+        fallbacks: models called instead of the one asked for.
         charged: model and usage of each reply, those included that were no good answer.
     """
 
@@ -47,10 +52,13 @@ class Story:
         "calls",
         "charged",
         "deadline_at",
+        "fallbacks",
         "in_calls_s",
         "job",
         "latency_s",
+        "left_because",
         "model",
+        "words",
     )
 
     def __init__(self, job: Job, *, began_at: float, deadline_at: float) -> None:
@@ -63,7 +71,19 @@ class Story:
         self.attempts = 0
         self.latency_s = 0.0
         self.in_calls_s = 0.0
+        self.words: tuple[int, str] | None = None
+        self.left_because = ""
+        self.fallbacks: tuple[str, ...] = ()
         self.charged: list[tuple[str, Usage | None]] = []
+
+
+class _Call(NamedTuple):
+    """One call under way."""
+
+    route: Route
+    permit: Permit
+    reserved_usd: float
+    sent_at: float
 
 
 class Attempts:
@@ -91,39 +111,25 @@ class Attempts:
             LaneParked: the lane lets nothing more through in this run.
             LaneHeldUp: the lane is shut for longer than `patience_s`.
         """
-        job = story.job
         permit, reserved_usd = await self._admit(story, request, route, patience_s)
+        call = _Call(route, permit, reserved_usd, monotonic())
         with permit:
             story.calls += 1
+            self._tell_fallback(story, request.model)
             story.model = request.model
             story.account = route.account.name
-            self._journal.sent(job.id, job.request_sha256, story.calls, request.model)
-            sent_at = monotonic()
-            timeout_s = min(self._timeout_s, story.deadline_at - sent_at)
+            self._journal.sent(story.job.id, story.job.request_sha256, story.calls, request.model)
+            timeout_s = min(self._timeout_s, story.deadline_at - call.sent_at)
             try:
                 reply = await route.provider.send(request, timeout_s=timeout_s)
             except CallError as error:
-                self._failed(story, permit, reserved_usd, sent_at, error)
+                self._failed(story, call, error)
                 raise
             except BaseException as error:
                 code = "cancelled" if isinstance(error, asyncio.CancelledError) else "internal_error"
-                lost = CallError(f"the call was given up: {error or code}", code=code)
-                self._failed(story, permit, reserved_usd, sent_at, lost)
+                self._failed(story, call, CallError(f"the call was given up: {error or code}", code=code))
                 raise
-            self._clock(story, sent_at)
-            story.attempts += 1
-            story.charged.append((request.model, reply.usage))
-            if self._purse is not None:
-                self._purse.answered(reserved_usd, request, reply.usage)
-            permit.settle(
-                Lesson(
-                    outcome=Outcome.SUCCESS,
-                    usage=reply.usage,
-                    sent_bytes=len(request.body),
-                    seen=reply.limits,
-                    host=Outcome.SUCCESS,
-                )
-            )
+            self._answered(story, call, request, reply)
         self._tell(story, Outcome.SUCCESS, usage=reply.usage, status=reply.status)
         return reply
 
@@ -147,22 +153,51 @@ class Attempts:
                 return permit, most_usd
             permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
 
-    def _failed(
-        self, story: Story, permit: Permit, reserved_usd: float, sent_at: float, error: CallError
-    ) -> None:
-        self._clock(story, sent_at)
+    def _answered(self, story: Story, call: "_Call", request: Request, reply: Reply) -> None:
+        self._clock(story, call)
+        story.attempts += 1
+        story.words = None
+        story.charged.append((request.model, reply.usage))
         if self._purse is not None:
-            self._purse.failed(reserved_usd, error)
-        error.probe = permit.probe
+            self._purse.answered(call.reserved_usd, request, reply.usage)
+        call.permit.settle(
+            Lesson(
+                outcome=Outcome.SUCCESS,
+                usage=reply.usage,
+                sent_bytes=len(request.body),
+                seen=reply.limits,
+                host=Outcome.SUCCESS,
+            )
+        )
+
+    def _failed(self, story: Story, call: "_Call", error: CallError) -> None:
+        self._clock(story, call)
+        if self._purse is not None:
+            self._purse.failed(call.reserved_usd, error)
+        error.probe = call.permit.probe
         story.attempts += error.counted
-        permit.settle(_lesson(error))
+        words = words_of(error)
+        # A server that always says the same to one job, and answers others, is not failing.
+        of_job = words is not None and words == story.words and not error.probe
+        story.words = words
+        call.permit.settle(_lesson(error, of_job=of_job, overflow=call.route.account.overflow))
         if error.sent and not error.status:
             self._journal.unknown(story.job.id, story.calls, error.code)
         self._tell(story, error.outcome, error=error)
 
-    def _clock(self, story: Story, sent_at: float) -> None:
-        story.latency_s = monotonic() - sent_at
+    def _clock(self, story: Story, call: "_Call") -> None:
+        story.latency_s = monotonic() - call.sent_at
         story.in_calls_s += story.latency_s
+
+    def _tell_fallback(self, story: Story, model: str) -> None:
+        """Say that a job is now asked of another model, once for each."""
+        if model != story.job.model and model not in story.fallbacks:
+            story.fallbacks += (model,)
+            self._emit(
+                FallbackTaken(
+                    job_id=story.job.id, wanted=story.job.model, taken=model, reason=story.left_because
+                )
+            )
 
     def _tell(
         self,
@@ -186,20 +221,23 @@ class Attempts:
                 sent=error.sent if error else True,
                 usage=usage,
                 account=story.account,
+                admitted=error.admitted if error else True,
             )
         )
 
 
-def _lesson(error: CallError) -> Lesson:
-    refused = isinstance(error, RateLimited)
+def _lesson(error: CallError, *, of_job: bool, overflow: bool) -> Lesson:
+    limited = isinstance(error, RateLimited)
+    # What an overflow tier has no room for goes elsewhere, and leaves it alone for a while.
+    refused = limited or (overflow and isinstance(error, CapacityExceeded))
     host = Outcome.FAILED if error.of_host else Outcome.SUCCESS if error.status else Outcome.IGNORED
     return Lesson(
-        outcome=error.outcome,
-        admitted=error.sent and error.outcome is not Outcome.OVERLOADED,
+        outcome=Outcome.IGNORED if of_job else error.outcome,
+        admitted=error.admitted,
         seen=error.limits,
         refused=refused,
         retry_after_s=max(error.retry_after_s or 0.0, error.shortest_wait_s) or None,
         host=host,
         short_here=isinstance(error, LocalFault),
-        named=limit_named(str(error)) if refused else None,
+        named=limit_named(str(error)) if limited else None,
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from batcher.clock import monotonic
 from batcher.errors import (
     BadGeneration,
-    BatcherError,
     CallError,
     CapacityExceeded,
     DeadlineExceeded,
@@ -18,7 +17,6 @@ from batcher.errors import (
     Requeue,
     Retryable,
 )
-from batcher.events import Emit, FallbackTaken
 from batcher.execution.attempt import Attempts, Story
 from batcher.limits.retry import RetryPolicy, Tally, retrying
 from batcher.scheduling.routing import Route, Routing
@@ -31,11 +29,10 @@ from batcher.types import Job, Reply, Request
 class Completer:
     """Gets the answer to one job's request, trying again and elsewhere as far as that can help."""
 
-    def __init__(self, routing: Routing, attempts: Attempts, retry: RetryPolicy, emit: Emit) -> None:
+    def __init__(self, routing: Routing, attempts: Attempts, retry: RetryPolicy) -> None:
         self._routing = routing
         self._attempts = attempts
         self._retry = retry
-        self._emit = emit
 
     async def complete(self, story: Story) -> Reply:
         """Return the answer from the first route that has one.
@@ -49,23 +46,23 @@ class Completer:
             raise InvalidRequest(f"the schema cannot be used: {fault}", code="invalid_schema", sent=False)
         failure: CallError | None = None
         parked: LaneParked | None = None
-        error: BatcherError | None = None
         routes: Iterable[tuple[Route, float]] = self._routing.candidates(story.job)
         while True:
             held_up: list[Route] = []
             for route, patience_s in routes:
-                self._tell_fallback(story, route, error)
                 try:
                     return await self._ask(story, route, patience_s)
-                except LaneHeldUp as reason:
-                    error = reason
-                    held_up.append(route)
-                except (LaneParked, ModelUnavailable, KeyRefused) as reason:
-                    error = parked = self._closed(route, reason)
                 except DeadlineExceeded:
                     raise  # no other route changes that
+                except LaneHeldUp as reason:
+                    story.left_because = str(reason)
+                    held_up.append(route)
+                except (LaneParked, ModelUnavailable, KeyRefused) as reason:
+                    parked = self._closed(route, reason)
+                    story.left_because = str(parked)
                 except CallError as reason:
-                    error = failure = reason
+                    failure = reason
+                    story.left_because = str(reason)
                     if not reason.try_next_route:
                         break
             if not held_up:
@@ -81,18 +78,11 @@ class Completer:
         if isinstance(reason, LaneParked):
             return reason
         if isinstance(reason, KeyRefused):
-            self._routing.refused(route.account.owner, f"{route.provider.name} refused the key: {reason}")
+            whose = f"the keys of account {route.account.owner}" if route.account.owner else "the key"
+            self._routing.refused(route.account.owner, f"{route.provider.name} refused {whose}: {reason}")
         else:
             route.lane.park(f"{route.model}: closed for this run, {reason}")
         return LaneParked(str(reason))
-
-    def _tell_fallback(self, story: Story, route: Route, error: BatcherError | None) -> None:
-        if route.model not in (story.job.model, story.model):
-            self._emit(
-                FallbackTaken(
-                    job_id=story.job.id, wanted=story.job.model, taken=route.model, reason=str(error or "")
-                )
-            )
 
     async def _ask(self, story: Story, route: Route, patience_s: float) -> Reply:
         job = story.job
@@ -103,7 +93,7 @@ class Completer:
         try:
             return await self._call(story, request, route, patience_s)
         except CapacityExceeded as error:
-            if route.account.overflow:
+            if route.account.overflow and self._routing.has_sibling(route):
                 raise  # the account's other tier takes it
             return await self._call_again(story, request, route, patience_s, error)
         except (Retryable, Requeue) as error:

@@ -143,13 +143,14 @@ class Tally:
         self.doubts_in_a_row = self.doubts_in_a_row + 1 if isinstance(error, KeyDoubted) else 0
         if error.counted or (limited and not error.probe):
             self.failures[name] = self.failures.get(name, 0) + 1
-        if error.counted:
-            self.attempts += 1
-            self.requeues_in_a_row = 0
-            words = _words_of(error)
+        words = words_of(error)
+        if words is not None or error.counted:
             alike = words is not None and words == self._words and self._others_succeed()
             self._alike = self._alike + 1 if alike else 1
             self._words = words
+        if error.counted:
+            self.attempts += 1
+            self.requeues_in_a_row = 0
         elif not limited:
             self.requeues_in_a_row += 1
 
@@ -159,6 +160,8 @@ class Tally:
         if isinstance(error, KeyDoubted):
             # Keys that serve others and never this job: something in front of the API forbids its model.
             return self.doubts_in_a_row >= DOUBTS and self._others_succeed()
+        if self._alike >= ALIKE and self._others_succeed():
+            return True  # also where each try only found out whether the provider is back
         if not error.counted and name != "rate_limit":
             return False
         attempts = self._policy.of(name).attempts
@@ -167,7 +170,7 @@ class Tally:
             return over and not error.probe
         if (over and name == "generation") or self.attempts >= self._policy.calls:
             return True
-        hopeless = over or self._alike >= ALIKE or self.attempts >= self._policy.most_attempts
+        hopeless = over or self.attempts >= self._policy.most_attempts
         return hopeless and self._others_succeed()
 
     def wait_s(self, error: CallError, random: float) -> float:
@@ -186,8 +189,8 @@ class Tally:
         return max(own_s, asked_s, error.shortest_wait_s)
 
 
-def _words_of(error: CallError) -> tuple[int, str] | None:
-    """Return what a server said that failed of itself, else None."""
+def words_of(error: CallError) -> tuple[int, str] | None:
+    """Return status and words of a server that failed of itself, None for any other failure."""
     own = isinstance(error, ServerError) and error.status >= 500 and error.status not in PASSING
     return (error.status, str(error)) if own else None
 

@@ -25,12 +25,10 @@ OVERTAKEN_S = 10.0
 class Lane:
     """Lets attempts of one route through while every gate says yes in the same step.
 
-    The gates: not parked, the circuit breakers of route and host, the provider's allowance (pause,
-    concurrency, quota, pace), a slot of the run. When one says no, a single timer is set to the earliest
-    moment that can change the answer; a gate without such a moment calls back.
-
-    The first in line goes first. Where only its tokens are missing, smaller ones of the same priority may go
-    before it for `OVERTAKEN_S`; then it holds its place until they are there.
+    The gates: not parked, the circuits of route and host, the provider's allowance (pause, concurrency,
+    quota, pace), a slot of the run. When one says no, a single timer is set to the earliest moment that can
+    change the answer; a gate without such a moment calls back. Where only tokens are missing for the first in
+    line, smaller ones of its priority may go before it for `OVERTAKEN_S`; then it holds its place.
 
     Args:
         route: its name, for messages.
@@ -180,12 +178,13 @@ class Lane:
         """
         if self.parked is not None:
             return
-        self.parked = LaneParked(reason, resume_in_s=resume_in_s)
+        resume_at = None if resume_in_s is None else monotonic() + resume_in_s
+        self.parked = LaneParked(reason, resume_at=resume_at)
         if self._timer is not None:
             self._timer.cancel()
         self._allowance.close()
         for waiter in self._waiters:
-            self._turn_down(waiter, LaneParked(reason, resume_in_s=resume_in_s))
+            self._turn_down(waiter, LaneParked(reason, resume_at=resume_at))
         self._backoffs.wake_all()
         if tell:
             self._emit(LaneChanged(route=self.route, message=reason))
@@ -212,7 +211,7 @@ class Lane:
     def _refuse_if_parked(self) -> None:
         if self.parked is not None:
             # A new one for each: an exception raised twice keeps the frames of both callers alive.
-            raise LaneParked(str(self.parked), resume_in_s=self.parked.resume_in_s)
+            raise LaneParked(str(self.parked), resume_at=self.parked.resume_at)
 
     def _look_again(self) -> None:
         if self._waiters:

@@ -141,6 +141,10 @@ class Routing:
         models = (job.model, *job.fallback)
         return any(route.lane.parked is None for model in models for route in self.routes(model))
 
+    def has_sibling(self, route: Route) -> bool:
+        """Return whether another route to the same model is left in this run."""
+        return any(other is not route and other.lane.parked is None for other in self.routes(route.model))
+
     def room(self, model: str) -> int | None:
         """Return how many calls the open lanes of a model may have in flight, None if none is open."""
         lanes = [route.lane for route in self.routes(model)]

@@ -135,7 +135,7 @@ class Run:
         )
         journal = journal or RememberingJournal(self.log)
         self.attempts = Attempts(journal, self.events.append, timeout_s=timeout_s, purse=purse)
-        self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy(), self.events.append)
+        self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy())
         self.executor = Executor(
             self.completer,
             Pricing("scripted", PRICES, default=FREE),

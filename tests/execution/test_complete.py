@@ -24,6 +24,7 @@ from batcher.errors import (
     ServerError,
     TooLarge,
 )
+from batcher.events import CircuitChanged
 from batcher.execution.attempt import Story
 from batcher.limits.quota import QuotaLimits
 from batcher.limits.retry import RetryClass, RetryPolicy
@@ -34,6 +35,7 @@ YES = reply()
 BUSY = RateLimited("slow down", code="http_429", status=429, retry_after_s=10.0)
 LONG = RateLimited("come back", code="http_429", status=429, retry_after_s=7200.0)
 BROKEN = ServerError("oops", code="http_500", status=500)
+DOWN = ServerError("down", code="http_503", status=503)
 LOST = ConnectionLost("cut", code="lost")
 UNREACHED = ConnectFailed("refused", code="connect", sent=False)
 LOCAL = LocalFault("no descriptors", code="local", sent=False)
@@ -62,9 +64,8 @@ async def complete(run: Run, asked: Job, deadline_at: float = math.inf) -> tuple
         pytest.param([BUSY] * 30 + [YES], 1, id="429s are no attempts"),
         pytest.param([UNREACHED] * 9 + [YES], 1, id="neither is what was never sent"),
         pytest.param([LOCAL] * 9 + [YES], 1, id="nor a fault of this machine"),
-        pytest.param(
-            [BROKEN] * 12 + [YES], 11, id="an outage for everybody fails nobody, and probes do not count"
-        ),
+        pytest.param([BROKEN] * 12 + [YES], 13, id="a server that says the same to its only job"),
+        pytest.param([DOWN] * 12 + [YES], 11, id="an outage fails nobody, and probes do not count"),
     ],
 )
 async def test_what_a_retry_cures(script: Sequence[Answer], attempts: int) -> None:
@@ -96,8 +97,16 @@ async def test_what_fails_in_the_end(error: CallError, calls: int) -> None:
     await other
 
 
-async def test_while_nobody_is_answered_a_job_fails_never_and_its_lane_parks_after_a_day() -> None:
+async def test_a_job_that_always_gets_the_same_words_does_not_open_the_circuit() -> None:
     run = Run({"m": [BROKEN]})
+    with pytest.raises(ServerError):
+        await complete(run, job())
+    assert len(run.provider.calls) == RetryPolicy().calls
+    assert not any(isinstance(event, CircuitChanged) for event in run.events)
+
+
+async def test_while_nobody_is_answered_a_job_fails_never_and_its_lane_parks_after_a_day() -> None:
+    run = Run({"m": [DOWN]})
     with pytest.raises(LaneParked, match="m: no answer for 1 d 0 h"):
         await complete(run, job())
     assert len(run.provider.calls) < 24 * 60 / 5 * 1.5 + 20, "a probe in 5 min, times 0.8 to 1.2"

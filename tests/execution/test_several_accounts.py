@@ -69,7 +69,7 @@ class Accounts:
 
         self.routing = Routing(accounts, make_lane, on_all_refused=self.all_refused.append)
         attempts = Attempts(RememberingJournal(log), self.events.append, timeout_s=300.0)
-        self.completer = Completer(self.routing, attempts, RetryPolicy(), self.events.append)
+        self.completer = Completer(self.routing, attempts, RetryPolicy())
 
     async def ask(self, *fallback: str) -> Reply:
         story = Story(job(fallback=fallback), began_at=monotonic(), deadline_at=float("inf"))
@@ -125,7 +125,7 @@ async def test_a_dead_account_leaves_its_work_to_the_other() -> None:
     assert run.calls("a") <= 4 + 1, "only what was out, or let through by the first end"
     assert not run.all_refused
     assert {str(lane.parked) for lane in run.routing.lanes()} == {
-        "scripted refused the key: unknown key",
+        "scripted refused the keys of account a: unknown key",
         "None",
     }
 
@@ -133,7 +133,8 @@ async def test_a_dead_account_leaves_its_work_to_the_other() -> None:
 async def test_when_all_accounts_are_dead_the_run_is_told_once() -> None:
     run = Accounts({"a": {"m": [DEAD]}, "b": {"m": [DEAD]}})
     assert not any(isinstance(answer, Reply | CallError) for answer in await run.ask_many(20))
-    assert run.all_refused == ["scripted refused the key: unknown key"]
+    [told] = run.all_refused
+    assert told.startswith("scripted refused the keys of account ")
 
 
 async def test_flex_takes_what_the_other_tier_has_no_room_for() -> None:
@@ -186,3 +187,31 @@ async def test_when_all_models_are_shut_the_first_to_come_back_is_taken(recovers
     run = Accounts({"a": scripts | {recovers: [*[DOWN] * 25, YES]}})
     assert await run.ask_many(12, "n") == [YES] * 12
     assert monotonic() < 2 * 3600.0
+
+
+async def test_a_full_flex_tier_is_left_alone_for_a_while() -> None:
+    tiers = {"x": "on_demand", "x flex": "flex"}
+    run = Accounts({"x": {"m": [YES]}, "x flex": {"m": [FULL]}}, tiers=tiers)
+    assert await run.ask_many(200) == [YES] * 200
+    assert run.calls("x flex") <= 10, "not a refused call for each job"
+
+
+async def test_flex_alone_is_asked_again_when_it_was_full() -> None:
+    tiers = {"x": "on_demand", "x flex": "flex"}
+    run = Accounts({"x": {"m": [YES]}, "x flex": {"m": [FULL, FULL, YES]}}, tiers=tiers)
+    run.routing.routes("m")[0].lane.park("on_demand is gone")
+    assert await run.ask_many(10) == [YES] * 10
+
+
+async def test_a_fallback_is_told_once_for_each_job_that_was_asked_of_it() -> None:
+    run = Accounts({"a": {"m": [LONG, YES], "n": [YES]}})
+    await run.ask_many(20, "n")
+    told = [event for event in run.events if isinstance(event, FallbackTaken)]
+    finished = [event for event in run.events if isinstance(event, AttemptFinished)]
+    asked = [event for event in finished if event.route == "n"]
+    assert len(told) == len(asked) > 0
+    assert all("m (a)" in event.reason for event in told)
+    parked = Accounts({"a": {"m": [YES], "n": [YES]}})
+    parked.routing.park("stopped")
+    await parked.ask_many(5, "n")
+    assert not any(isinstance(event, FallbackTaken) for event in parked.events)

@@ -103,7 +103,7 @@ async def test_too_long_a_pause_parks_the_lane(limits: LaneLimits, asked_s: floa
     permit.settle(lesson(Outcome.OVERLOADED, retry_after_s=asked_s, refused=True))
     with pytest.raises(LaneParked, match=f"asks to wait {in_words(asked_s)}") as parked:
         await waiting
-    assert parked.value.resume_in_s == asked_s
+    assert parked.value.resume_at == asked_s
     assert lane.parked is not None
     assert monotonic() == 0.0
 
@@ -122,7 +122,7 @@ async def test_parking_frees_all_who_wait_or_sleep_and_leaves_calls_in_flight_al
     lane.park("closed again")
     for ended in await asyncio.gather(*waiting, return_exceptions=True):
         assert isinstance(ended, LaneParked)
-        assert (str(ended), ended.resume_in_s) == ("closed", 5.0)
+        assert (str(ended), ended.resume_at) == ("closed", monotonic() + 5.0)
     assert (lane.waiting, lane.in_flight) == (0, 1)
     for refused in (lane.permit(), lane.backoff(1.0), lane.backoff(0.0)):
         with pytest.raises(LaneParked, match="closed"):
