@@ -4,6 +4,8 @@ import pytest
 
 from batcher.events import AttemptFinished, JobFinished
 from batcher.observe.double_charges import NAMED_MAX, PaidTwice
+from batcher.observe.stats import Stats
+from batcher.observe.summary import JobCounts, RunFacts, one_line, summary
 from batcher.types import Failure, Job, Outcome, Result
 
 LOST, UNSENT, REFUSED, ANSWERED = (0, True), (0, False), (503, True), (200, True)
@@ -86,3 +88,28 @@ def test_only_some_are_named_and_jobs_that_ended_are_forgotten() -> None:
     twice(finished("a"))
     twice(attempt("a", 2, ANSWERED))
     assert twice.count == 3 * NAMED_MAX
+
+
+def test_the_summary_counts_and_names_them() -> None:
+    stats = Stats()
+    for event in (attempt("a", 1, LOST), attempt("a", 2, ANSWERED), finished("a")):
+        stats(event)
+    counts = JobCounts(queued=1, done_before=0, failed_before=0, bad_lines=0, duplicates=0)
+    facts = RunFacts(
+        run_id="r",
+        provider="p",
+        inputs=[],
+        output="x.jsonl",
+        started_at="",
+        finished_at="",
+        index_s=0.0,
+        run_s=1.0,
+        exit_code=0,
+        stopped_because="",
+        resume_at=None,
+    )
+    content = summary(stats, counts, facts)
+    assert content["calls"]["possibly_paid_twice"] == 1
+    assert content["calls"]["possibly_paid_twice_ids"] == ["a"]
+    assert "1 possibly paid twice" in one_line(content)
+    assert "twice" not in one_line(summary(Stats(), counts, facts))
