@@ -57,11 +57,13 @@ def in_words(content: dict[str, Any], now: datetime) -> str:
         lines[0] += f", {content['pending']:,} pending"
     if holder := content["holder"]:
         lines.append(
-            f"running: pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('started')}"
+            f"running: pid {holder.get('pid')} on {holder.get('host')}, "
+            f"since {_wall_time_of(holder.get('started'), now)}"
         )
     elif summary := content["summary"]:
         ended = summary["stopped_because"] or "finished"
-        lines.append(f"last run: {summary['finished_at']}, exit code {summary['exit_code']}, {ended}")
+        finished_at = _wall_time_of(summary["finished_at"], now)
+        lines.append(f"last run: {finished_at}, exit code {summary['exit_code']}, {ended}")
         if summary["resume_at"]:
             lines.append(f"run the same command again after {summary['resume_at']}")
     else:
@@ -98,6 +100,14 @@ def _last_run(
 
 def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _wall_time_of(written: object, now: datetime) -> str:
+    """Return a time from a file as the clock on the wall shows it, or what stands there instead."""
+    try:
+        return _wall_time(datetime.fromisoformat(str(written)), now)
+    except ValueError:
+        return str(written)
 
 
 def _wall_time(at: datetime, now: datetime) -> str:

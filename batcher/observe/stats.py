@@ -65,6 +65,14 @@ class ModelStats:
 
 
 @dataclass(slots=True)
+class AccountStats:
+    """What one account did in this run."""
+
+    calls: int = 0
+    refused_429: int = 0
+
+
+@dataclass(slots=True)
 class Stats:
     """A listener that counts; all figures are of this run alone."""
 
@@ -88,6 +96,7 @@ class Stats:
     failures: Counter[str] = field(default_factory=Counter)
     call_errors: Counter[str] = field(default_factory=Counter)
     models: dict[str, ModelStats] = field(default_factory=dict)
+    accounts: dict[str, AccountStats] = field(default_factory=dict)
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Jobs that went on with another model, by the model that was wanted and the one taken."""
     paid_twice: PaidTwice = field(default_factory=PaidTwice)
@@ -120,6 +129,9 @@ class Stats:
         self.calls += 1
         self.retries += event.call > 1
         self.reached_provider = self.reached_provider or event.sent
+        account = self.accounts.setdefault(event.account, AccountStats())
+        account.calls += 1
+        account.refused_429 += event.status == 429
         if event.outcome is not Outcome.SUCCESS:
             self.calls_in_vain += 1
             self.last_error = event.message

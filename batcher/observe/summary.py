@@ -74,6 +74,7 @@ def summary(stats: Stats, counts: JobCounts, facts: RunFacts) -> dict[str, Any]:
         "queued_s": stats.queued.summary(),
         "jobs_per_s": round(stats.finished / facts.run_s, 3) if facts.run_s > 0 else 0.0,
         "models": {model: asdict(figures) for model, figures in stats.models.items()},
+        "accounts": {name: asdict(figures) for name, figures in stats.accounts.items() if name},
         "fallbacks": [
             {"wanted": wanted, "taken": taken, "jobs": jobs}
             for (wanted, taken), jobs in stats.fallbacks.most_common()
