@@ -5,34 +5,53 @@ variables along with the flags.)
 """
 
 import difflib
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 import msgspec
+import msgspec.inspect
 import yaml
 
+from batcher.config_source import FINITE, WORKABLE, Keys, Source, dotted, is_duration, read_file
 from batcher.errors import ConfigError
 from batcher.jobs.lines import LineDefaults
 from batcher.limits.breaker import BreakerPolicy
-from batcher.limits.retry import RetryClass, RetryPolicy
+from batcher.limits.retry import ClassName, RetryClass, RetryPolicy
 from batcher.limits.retry_presets import on_preset
 from batcher.pricing import Price
 from batcher.text.durations import deadline_in_s, duration_s
 
 ProviderName: TypeAlias = Literal["groq", "openai-compatible"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
-Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=WORKABLE)]
 
-MAX_FILE_BYTES = 1024 * 1024
+OPTIONS = "the options"
+
 _LONGEST_S = 30 * 86400
-_DURATIONS = ("timeout", "grace", "connect_timeout", "max_runtime")
-_CHOICES = {"provider": get_args(ProviderName), "log_level": get_args(LogLevel)}
+_Wait: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)]
+_Span: TypeAlias = Annotated[float, msgspec.Meta(ge=1, le=_LONGEST_S)]
+_Weight: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=FINITE)]
+_Dollars: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=FINITE)]
+_NUMBERS: Mapping[type, Mapping[str, Any]] = {
+    RetryPolicy: {"calls": Positive, "longest_asked_wait_s": _Wait},
+    RetryClass: {"attempts": Positive | None, "first_wait_s": _Wait, "longest_wait_s": _Wait},
+    BreakerPolicy: {
+        "window_s": _Span,
+        "minimum_volume": Positive,
+        "failure_rate": Annotated[float, msgspec.Meta(gt=0, le=1)],
+        "failures_in_a_row": Positive,
+        "first_wait_s": Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)],
+        "longest_wait_s": _Wait,
+        "probe_timeout_s": _Span,
+        "successes_to_close": Positive,
+    },
+    Price: {"input_usd": _Dollars, "output_usd": _Dollars, "cached_input_usd": _Dollars | None},
+}
 _PROXY = re.compile(r"(https?|socks5h?)://.+", re.IGNORECASE)
 _ACCOUNT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VARIABLE = re.compile(r"(?!gsk_)[A-Za-z_][A-Za-z0-9_]*")
@@ -47,7 +66,7 @@ class AccountSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     keys: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    weight: _Weight = 1.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,10 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_http: bool = False
     accounts: dict[str, AccountSettings] = {}
     model: str | None = None
-    weights: dict[str, Annotated[float, msgspec.Meta(gt=0)]] = {}
+    weights: dict[str, _Weight] = {}
     service_tier: Literal["on_demand", "flex", "auto"] | None = None
     fallback: tuple[str, ...] = ()
-    fallback_after_s: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 30.0
+    fallback_after_s: _Wait = 30.0
     default_max_completion_tokens: Positive | None = None
     rpm: Positive | None = None
     tpm: Positive | None = None
@@ -114,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch_wait_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 2.0
     timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 300.0
     connect_timeout: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] = 10.0
-    grace: Annotated[float, msgspec.Meta(ge=0, le=_LONGEST_S)] = 60.0
+    grace: _Wait = 60.0
     deadline: str | None = None
     max_runtime: Annotated[float, msgspec.Meta(gt=0, le=_LONGEST_S)] | None = None
     max_cost: Annotated[float, msgspec.Meta(gt=0, le=1e9)] | None = None
@@ -148,42 +167,48 @@ def load_settings(file: Path | None, overrides: Mapping[str, object]) -> Setting
     Raises:
         ConfigError: a value or a key makes no sense; the message says where and what would.
     """
-    layers = [] if file is None else [(str(file), _read_yaml(file))]
-    layers.append(("the options", {name: value for name, value in overrides.items() if value is not None}))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    sources = [] if file is None else [read_file(file)]
+    sources.append(Source(name=OPTIONS, values=given))
     merged: dict[str, Any] = {}
-    for place, values in layers:
-        # Each layer by itself, so that a message names the place where the value stands.
-        merged |= _understood(values, place)
+    for source in sources:
+        # Each by itself, so that a message names the place where the value stands.
+        merged |= _understood(source)
     settings = msgspec.convert(merged, Settings, strict=True)
-    if settings.provider == "openai-compatible" and not settings.base_url:
-        raise ConfigError("provider openai-compatible needs base_url, e.g. http://localhost:8000/v1")
-    if settings.accounts and settings.api_key_env is not None:
-        raise ConfigError("accounts: they name their keys, and so does api_key_env: give one of them")
-    if settings.weights and settings.model is not None:
-        raise ConfigError(
-            "weights: they choose a model for lines that name none, and so does model: give one"
-        )
-    if settings.service_tier is not None and settings.provider_name != "groq":
-        raise ConfigError("service_tier: only groq has tiers; for others set it in the lines' params")
+    _check_together(settings, sources)
     return settings
 
 
-def _understood(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """Return the values of one place with durations in seconds, once they all make sense."""
-    try:
-        _check_names(values)
-        if isinstance(retry := values.get("retry"), dict):
+def _understood(source: Source) -> dict[str, Any]:
+    """Return the values of one place with durations in seconds, once each of them makes sense."""
+    _check_names(source)
+    values = _in_seconds(source, dict(source.values))
+    if isinstance(retry := values.get("retry"), dict):
+        try:
             values["retry"] = on_preset(retry)
-        for name in _DURATIONS:
-            if isinstance(text := values.get(name), str):
-                values[name] = duration_s(text, name)
-        if isinstance(deadline := values.get("deadline"), int | float | date):
-            values["deadline"] = str(deadline)
-        _check_values(msgspec.convert(values, Settings, strict=True))
+        except ConfigError as error:
+            raise source.error(("retry", "preset"), str(error)) from None
+    if isinstance(deadline := values.get("deadline"), int | float | date):
+        values["deadline"] = str(deadline)
+    try:
+        settings = msgspec.convert(values, Settings, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{place}: {_in_words(error)}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from None
+        raise source.refused(error, values, Settings) from None
+    _check_values(settings, source)
+    return values
+
+
+def _in_seconds(source: Source, values: dict[str, Any], keys: Keys = ()) -> dict[str, Any]:
+    """Return the values with the durations that are text in seconds, in `retry` and `breaker`, too."""
+    for name, value in values.items():
+        inner = (*keys, name)
+        if isinstance(value, dict) and inner[0] in ("retry", "breaker"):
+            values[name] = _in_seconds(source, dict(value), inner)
+        elif isinstance(value, str) and is_duration(name):
+            try:
+                values[name] = duration_s(value, dotted(inner))
+            except ConfigError as error:
+                raise source.error(inner, str(error)) from None
     return values
 
 
@@ -201,7 +226,8 @@ def shown(settings: Settings) -> str:
     """Return the settings as YAML for `--show-config`; a password in the proxy's address is masked."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
     values["provider"] = settings.provider_name
-    values["api_key_env"] = settings.key_variable
+    if not settings.accounts:
+        values["api_key_env"] = settings.key_variable
     for name in ("proxy", "base_url"):
         if values[name]:
             values[name] = re.sub(r"//.*@", "//***@", values[name])
@@ -209,112 +235,100 @@ def shown(settings: Settings) -> str:
     return text
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes: is this the configuration file?")
-    # Aliases can make a small file enormous once expanded, and a configuration has no use for them.
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{file}: YAML aliases (*name) are not taken: write the value out")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f"{file}: expected `name: value` lines, such as `model: openai/gpt-oss-20b`")
-    return {name.replace("-", "_"): value for name, value in values.items()}
-
-
-def _check_names(values: dict[str, Any]) -> None:
+def _check_names(source: Source) -> None:
     """Refuse names that are not known, in the sections, too: a typo must not pass for a setting."""
-    sections = [("", values, list(Settings.__struct_fields__))]
+    values = source.values
+    sections: list[tuple[Keys, Any, list[str]]] = [((), values, list(Settings.__struct_fields__))]
     for name, policy in (("retry", RetryPolicy), ("breaker", BreakerPolicy)):
         if isinstance(section := values.get(name), dict):
             known = [field.name for field in fields(policy)] + ["preset"] * (name == "retry")
-            sections.append((f"{name}.", section, known))
+            sections.append(((name,), section, known))
             known = [field.name for field in fields(RetryClass)]
-            sections += [(f"{name}.{inner}.", section[inner], known) for inner in section]
+            sections += [((name, inner), section[inner], known) for inner in section]
     if isinstance(prices := values.get("prices"), dict):
         known = [field.name for field in fields(Price)]
-        sections += [(f"prices.{model}.", price, known) for model, price in prices.items()]
+        sections += [(("prices", model), price, known) for model, price in prices.items()]
     if isinstance(accounts := values.get("accounts"), dict):
         known = list(AccountSettings.__struct_fields__)
-        sections += [(f"accounts.{owner}.", account, known) for owner, account in accounts.items()]
-    for prefix, section, known in sections:
+        sections += [(("accounts", owner), account, known) for owner, account in accounts.items()]
+    for keys, section, known in sections:
         for name in section if isinstance(section, dict) else ():
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                raise ConfigError(f"unknown key {prefix + str(name)!r}; {hint}")
+                raise source.error((*keys, name), f"unknown key {dotted((*keys, str(name)))!r}; {hint}")
 
 
-def _in_words(error: msgspec.ValidationError) -> str:
-    """Turn `Expected `int`, got `str` - at `$.rpm`` into `rpm: expected int, got str`."""
-    what, _, where = str(error).replace("`", "").partition(" - at $.")
-    what = what[:1].lower() + what[1:]
-    if where in _CHOICES:
-        what += f"; expected {' or '.join(_CHOICES[where])}"
-    return f"{where}: {what}" if where else what
-
-
-def _check_values(settings: Settings) -> None:
+def _check_values(settings: Settings, source: Source) -> None:
     if settings.deadline is not None:
-        deadline_in_s(settings.deadline, datetime.now(UTC))
+        try:
+            deadline_in_s(settings.deadline, datetime.now(UTC))
+        except ConfigError as error:
+            raise source.error(("deadline",), str(error)) from None
     if settings.api_key_env is not None and not _VARIABLE.fullmatch(settings.api_key_env):
         # Whatever stands there may be the key, so it is not shown.
-        raise ConfigError("api_key_env: expected the name of a variable, such as GROQ_API_KEY, not a key")
-    if settings.accounts:
-        _check_accounts(settings)
-    if settings.weights and settings.model is not None:
-        raise ConfigError(
-            "weights: they choose the model where a line names none, and so does model: give one"
-        )
-    if settings.service_tier is not None and settings.provider_name != "groq":
-        raise ConfigError("service_tier: only groq has service tiers; lines may set it in their params")
+        what = "expected the name of a variable, such as GROQ_API_KEY, not a key"
+        raise source.refusal(("api_key_env",), what)
     if settings.proxy is not None and not _PROXY.fullmatch(settings.proxy):
         # An unknown scheme would be passed over and the calls made without a proxy. It may hold a password.
-        raise ConfigError("proxy: expected an address that begins with http://, https:// or socks5://")
-    for name, value, lowest in _numbers(settings):
-        if not lowest <= value < math.inf:
-            raise ConfigError(f"{name}: expected a number from {lowest} on, got {value}")
+        what = "expected an address that begins with http://, https:// or socks5://"
+        raise source.refusal(("proxy",), what)
+    _check_accounts(settings, source)
+    _check_numbers(settings, source)
 
 
-def _check_accounts(settings: Settings) -> None:
+def _check_accounts(settings: Settings, source: Source) -> None:
     seen: set[str] = set()
     for name, account in settings.accounts.items():
         if not _ACCOUNT.fullmatch(name):
-            raise ConfigError(f"accounts: {name!r} is no name: expected letters, digits, '.', '_' and '-'")
-        for variable in account.keys:
+            what = f"accounts: {name!r} is no name: expected letters, digits, '.', '_' and '-'"
+            raise source.error(("accounts", name), what)
+        for position, variable in enumerate(account.keys):
+            keys = ("accounts", name, "keys")
             if not _VARIABLE.fullmatch(variable):
                 # Whatever stands there may be the key, so it is not shown.
-                raise ConfigError(f"accounts.{name}.keys: expected names of variables, not keys")
+                what = f"{dotted(keys)}: expected names of variables, not keys"
+                raise source.error((*keys, position), what)
             if variable in seen:
-                raise ConfigError(f"accounts.{name}.keys: {variable} is named twice")
+                raise source.error((*keys, position), f"{dotted(keys)}: {variable} is named twice")
             seen.add(variable)
 
 
-def _numbers(settings: Settings) -> Iterator[tuple[str, float, int]]:
-    """Yield name, value and lower bound of each number in the sections."""
-    for section, policy in (("retry", settings.retry), ("breaker", settings.breaker)):
-        for name, value in asdict(policy).items():
-            numbers = value.items() if isinstance(value, dict) else [("", value)]
-            for inner, number in numbers:
-                if isinstance(number, int | float):
-                    least = isinstance(number, int) or name == "probe_timeout_s"
-                    yield ".".join(filter(None, (section, name, inner))), number, int(least)
-    for model, weight in settings.weights.items():
-        yield f"weights.{model}", weight, 0
-    for owner, account in settings.accounts.items():
-        yield f"accounts.{owner}.weight", account.weight, 0
-    for model, price in settings.prices.items():
-        for name, value in asdict(price).items():
-            if value is not None:
-                yield f"prices.{model}.{name}", value, 0
+def _check_numbers(settings: Settings, source: Source) -> None:
+    """Refuse numbers of the sections with which nothing would ever be tried, opened or waited for."""
+    parts: list[tuple[Keys, Any]] = [(("retry",), settings.retry), (("breaker",), settings.breaker)]
+    parts += [(("retry", name), settings.retry.of(name)) for name in get_args(ClassName)]
+    parts += [(("prices", model), price) for model, price in settings.prices.items()]
+    for keys, part in parts:
+        for name, kind in _NUMBERS[type(part)].items():
+            try:
+                msgspec.convert(getattr(part, name), kind)
+            except msgspec.ValidationError:
+                raise source.refused_value((*keys, name), msgspec.inspect.type_info(kind)) from None
+        if isinstance(part, RetryClass | BreakerPolicy) and part.first_wait_s > part.longest_wait_s:
+            what = f"{part.first_wait_s:g} is longer than longest_wait_s, {part.longest_wait_s:g}: change one"
+            raise source.refusal((*keys, "first_wait_s"), what)
+
+
+def _check_together(settings: Settings, sources: Sequence[Source]) -> None:
+    """Refuse values of which each makes sense, but not beside the other."""
+
+    def says(name: str) -> str:
+        source = next(source for source in reversed(sources) if name in source.values)
+        return f"{source.where((name,))} {'set' if source.name == OPTIONS else 'sets'} {name}"
+
+    if settings.provider == "openai-compatible" and not settings.base_url:
+        raise ConfigError(
+            f"{says('provider')} to openai-compatible, which needs base_url, e.g. http://localhost:8000/v1"
+        )
+    if settings.accounts and settings.api_key_env is not None:
+        raise ConfigError(f"{says('accounts')}, and {says('api_key_env')}; both say where keys are: drop one")
+    if settings.weights and settings.model is not None:
+        raise ConfigError(
+            f"{says('weights')}, and {says('model')}; both are for lines that name no model: drop one"
+        )
+    if settings.service_tier is not None and settings.provider_name != "groq":
+        other = says("provider" if settings.provider else "base_url")
+        raise ConfigError(
+            f"{says('service_tier')}, and {other}; only groq has tiers: others take one in params"
+        )
