@@ -1,5 +1,6 @@
 """What all commands share: help that starts with examples, and options that read `BATCHER_*`."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ import click
 from batcher.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LONGEST_SHOWN = 60
 
 
 class Command(click.Command):
@@ -70,6 +73,43 @@ class Deadline(click.ParamType[str]):
         except ConfigError as error:
             self.fail(str(error), param, ctx)
         return value
+
+
+class Count(click.ParamType[int]):
+    """A whole number from 1 on."""
+
+    name = "number"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; a usage error where it is none, or less than 1."""
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"expected a whole number from 1 on, got {_seen(value)}", param, ctx)
+        return number
+
+
+class Amount(click.ParamType[float]):
+    """A number above 0."""
+
+    name = "number"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; a usage error where it is none, endless, or not above 0."""
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < math.inf:
+            self.fail(f"expected a number above 0, got {_seen(value)}", param, ctx)
+        return number
+
+
+def _seen(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 _PROVIDER_OPTIONS = (

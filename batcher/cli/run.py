@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from batcher.cli.command import Command, Deadline, Duration, option, provider_options
+from batcher.cli.command import Amount, Command, Count, Deadline, Duration, option, provider_options
 
 EXAMPLES = """
 batcher run jobs.jsonl --simulate                  try it without a key
@@ -31,19 +31,19 @@ batcher run jobs.jsonl --retry-failed              run those again that failed f
 )
 @provider_options
 @option("--model", help="Model for lines that name none.")
-@option("--rpm", type=click.IntRange(min=1), help="Requests a minute, per model.")
-@option("--tpm", type=click.IntRange(min=1), help="Tokens a minute, per model.")
-@option("--concurrency", type=click.IntRange(min=1), help="Most calls in flight over the whole run (256).")
+@option("--rpm", type=Count(), help="Requests a minute, per model.")
+@option("--tpm", type=Count(), help="Tokens a minute, per model.")
+@option("--concurrency", type=Count(), help="Most calls in flight over the whole run (256).")
 @option("--deadline", type=Deadline(), metavar="WHEN", help="Ends the run: a duration (2h) or an ISO time.")
 @option("--max-runtime", type=Duration(), metavar="S", help="Ends the run after so long, e.g. 50m.")
 @option(
     "--max-cost",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(),
     metavar="USD",
     help="Most that the answers in OUT may cost, those of earlier runs included (exit 4).",
 )
 @option("--grace", type=Duration(), metavar="S", help="How long calls in flight may go on after a stop (60).")
-@option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N more jobs.")
+@option("--limit", type=Count(), metavar="N", help="At most N more jobs.")
 @option("--retry-failed", is_flag=True, help="Run jobs again that failed for good.")
 @option(
     "--on-changed",
