@@ -10,7 +10,7 @@ import click
 
 from batcher.cli.command import write_examples
 from batcher.errors import BatcherError
-from batcher.text.terminal import printable
+from batcher.text.terminal import on_one_line, printable
 
 EXAMPLES = """
 batcher run jobs.jsonl --simulate            try it without a key; results in results/jobs.jsonl
@@ -109,12 +109,13 @@ def _run(args: list[str] | None) -> int:
         sys.stdout.flush()  # while it can still be told that something did not get out
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
+        _say(f"{usage}Error: {error.format_message()}")
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BatcherError as error:
-        _say(f"batcher: {error}")
+        _say(on_one_line(f"batcher: {error}"))
         return error.exit_code
     except SystemExit as end:
         # click's own ways out: shell completion, and a reader of stdout that has gone.

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ _NOT_SETTINGS = (
 
 
 def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[str, Any]) -> int:
-    import orjson  # noqa: PLC0415
+    import json  # noqa: PLC0415
 
     from batcher.batch import run_batch  # noqa: PLC0415
     from batcher.cli.console import Console, log_to_stderr  # noqa: PLC0415
@@ -131,7 +132,7 @@ def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[
         console.warn(f"stopped: {content['stopped_because']}{_what_next(code, content)}")
     console.conclude(one_line(content), spec.out, succeeded=code == 0)
     if ours["as_json"]:
-        click.echo(orjson.dumps(content), err=spec.out is None)
+        click.echo(json.dumps(content), err=spec.out is None)  # in ASCII, so that no terminal obeys it
     return code
 
 
@@ -152,11 +153,10 @@ def output_path(given: str | None, files: tuple[str, ...], run_id: str) -> Path 
         return checked_output(Path("results") / f"{stem}.jsonl")
     now = datetime.now().astimezone()
     names = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H%M%S}", "run_id": run_id, "stem": stem}
-    try:
-        filled = given.format_map(names)
-    except (KeyError, ValueError, IndexError, AttributeError):
+    filled = re.sub(r"\{(\w+)\}", lambda match: names.get(match[1], match[0]), given)
+    if "{" in filled or "}" in filled:
         known = ", ".join("{" + name + "}" for name in names)
-        raise click.UsageError(f"-o {given}: only {known} are filled in") from None
+        raise click.UsageError(f"-o {given}: only {known} are filled in")
     return checked_output(Path(filled))
 
 

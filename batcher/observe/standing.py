@@ -13,6 +13,7 @@ EVENTS_READ = ("run_started", "notice")
 """The kinds of journal records that tell where an output stands."""
 
 NOTICES_SHOWN = 5
+_NEEDED = {"jobs", "stopped_because", "finished_at", "exit_code", "resume_at"}
 _CHUNK_BYTES = 1 << 20
 
 
@@ -127,8 +128,11 @@ def _count_lines(path: Path) -> int:
     return count
 
 
-def _summary(path: Path) -> object:
+def _summary(path: Path) -> dict[str, Any] | None:
+    """Return the last summary, None where there is none, or one that batcher did not write."""
     try:
-        return orjson.loads(path.read_bytes())
+        content = orjson.loads(path.read_bytes())
     except (FileNotFoundError, orjson.JSONDecodeError):
         return None
+    whole = isinstance(content, dict) and content.keys() >= _NEEDED and isinstance(content["jobs"], dict)
+    return content if whole else None

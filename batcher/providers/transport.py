@@ -111,7 +111,7 @@ class Pool:
         try:
             body = await self._read(response, headers)
             encoding = headers.get("content-encoding", "identity")
-            return body if encoding == "identity" else self._decoded(body, encoding, response.status, headers)
+            return body if encoding == "identity" else self._decoded(body, encoding, response.status)
         except BadReply:
             if response.status < 300:
                 raise
@@ -123,31 +123,32 @@ class Pool:
         cap = self._settings.max_body_bytes
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > cap:
-            raise self._too_large(response.status, headers)
+            raise self._too_large(response.status)
         data = await response.body_reader.read(cap + 1)
         if data is None:
             return b""
         if len(data) > cap:
-            raise self._too_large(response.status, headers)
+            raise self._too_large(response.status)
         return data.to_bytes()
 
-    def _decoded(self, body: bytes, encoding: str, status: int, headers: Mapping[str, str]) -> bytes:
+    def _decoded(self, body: bytes, encoding: str, status: int) -> bytes:
         if encoding.lower() not in ("gzip", "x-gzip"):
-            raise no_answer(status, headers, b"", f"it is encoded as {encoding[:40]!r}, unasked for")
+            # Nothing of the headers is repeated from here on: the key has not been blotted out of them yet.
+            raise no_answer(status, {}, b"", "it is encoded, unasked for")
         inflater = zlib.decompressobj(_GZIP)
         try:
             decoded = inflater.decompress(body, self._settings.max_body_bytes + 1)
         except zlib.error:
-            raise no_answer(status, headers, b"", "its gzip data are damaged") from None
+            raise no_answer(status, {}, b"", "its gzip data are damaged") from None
         if len(decoded) > self._settings.max_body_bytes:
-            raise self._too_large(status, headers)
+            raise self._too_large(status)
         if not inflater.eof:
-            raise no_answer(status, headers, decoded[:256], "its gzip data are cut short")
+            raise no_answer(status, {}, b"", "its gzip data are cut short")
         return decoded
 
-    def _too_large(self, status: int, headers: Mapping[str, str]) -> BadReply:
+    def _too_large(self, status: int) -> BadReply:
         reason = f"it is larger than {self._settings.max_body_bytes} bytes"
-        return no_answer(status, headers, b"", reason, code="body_too_large")
+        return no_answer(status, {}, b"", reason, code="body_too_large")
 
 
 def _plain(headers: HeaderMap) -> dict[str, str]:

@@ -55,6 +55,9 @@ def schema_fault(schema: bytes) -> str:
         return f"it refers to {error.ref!r}, which is not part of it"
     except RecursionError:
         return "it refers to itself without end"
+    except (AttributeError, ValueError, OverflowError) as error:
+        # An $id or a pattern of a kind that the library did not expect.
+        return f"it cannot be understood: {error}"[:200]
     return ""
 
 

@@ -242,7 +242,8 @@ def names(count: int) -> list[str]:
 def without_long_waits(directory: Path) -> Path:
     """Write a configuration for tests of what happens, not of how long it takes; for `-c`."""
     path = directory / "quick.yaml"
-    path.write_text("retry: {first_wait_s: 0.1}\nbreaker: {first_wait_s: 0.4}\n")
+    quick = ", ".join(f"{kind}: {{first_wait_s: 0.1}}" for kind in ("network", "timeout", "server"))
+    path.write_text(f"retry: {{{quick}}}\nbreaker: {{first_wait_s: 0.4}}\n")
     return path
 
 

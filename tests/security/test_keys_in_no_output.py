@@ -54,6 +54,9 @@ def streamed(key: str) -> bytes:
 
 ANSWERS: Answers = {
     "400": lambda key: error(f"do not send {key}"),
+    "an encoding": lambda key: reply(
+        key.encode(), "200 OK", f"content-encoding: {key}", f"x-request-id: {key}"
+    ),
     "400 long": lambda key: error("x" * 2030 + key + "y" * 9000),
     "400 longer": lambda key: error("x" * 4080 + key),
     "400 code": lambda key: error("no", code=key, type=key, param=key),

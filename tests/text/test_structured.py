@@ -90,3 +90,11 @@ def test_an_answer_too_deep_for_its_schema_does_not_fit() -> None:
     schema = b'{"$ref":"#/$defs/a","$defs":{"a":{"type":"array","items":{"$ref":"#/$defs/a"}}}}'
     assert mismatch("[[]]", schema) == ""
     assert "too deep" in mismatch("[" * 1000 + "]" * 1000, schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [b'{"$id":5}', b'{"$id":"http://[","$ref":"a"}', b'{"pattern":"a{99999999999}"}'],
+)
+def test_a_schema_that_the_library_stumbles_over_is_a_fault(schema: bytes) -> None:
+    assert schema_fault(schema)
