@@ -131,6 +131,9 @@ class BadLine(BatcherError):
 _AnyCallError = TypeVar("_AnyCallError", bound="CallError")
 
 
+_AnyCallError = TypeVar("_AnyCallError", bound="CallError")
+
+
 class CallError(BatcherError):
     """One attempt that did not bring an answer.
 
@@ -183,6 +186,20 @@ class CallError(BatcherError):
     def counted(self) -> bool:
         """Whether this call counts as an attempt of its job."""
         return self.counts_attempt and not self.probe
+
+    def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
+        """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""
+        same = {
+            "message": str(self),
+            "code": self.code,
+            "status": self.status,
+            "body": self.body,
+            "request_id": self.request_id,
+            "retry_after_s": self.retry_after_s,
+            "limits": self.limits,
+            "sent": self.sent,
+        }
+        return kind(**{**same, **changes})
 
     def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
         """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""
