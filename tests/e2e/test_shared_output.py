@@ -1,5 +1,6 @@
 """One output has one writer, whoever else wants it."""
 
+import signal
 import socket
 import time
 from contextlib import ExitStack
@@ -31,7 +32,8 @@ def test_of_twenty_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path:
         losers = [command.end() for command in commands if command is not winner]
         winner.kill()
         assert server.requests == 4
-        done = batcher(*run, cwd=tmp_path)
+        with started(*run, cwd=tmp_path, name="next") as following:
+            done = following.end()
 
     assert [loser.code for loser in losers] == [75] * (STARTS - 1)
     assert all(f"pid {winner.pid} on {socket.gethostname()}" in loser.stderr for loser in losers)
@@ -79,14 +81,16 @@ def test_a_lock_file_that_a_cleaner_deleted_still_protects_the_output(tmp_path: 
 def test_status_tells_about_a_run_that_still_runs(tmp_path: Path) -> None:
     ids = names(8)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
-    with simulating(tmp_path, "--latency", 0.3) as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 4)
+    hangs = [arg for name in ids[4:] for arg in ("--fault", f"id:hang={name}")]
+    with simulating(tmp_path, *hangs) as server:
+        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 4, "--grace", "0s")
         with started(*run, cwd=tmp_path) as command:
-            command.wait_until(lambda: server.requests > 4)
+            command.wait_until(lambda: server.stats()["in_flight"] == 4 and server.requests == 8)
             during = batcher("status", "results/jobs.jsonl", cwd=tmp_path)
+            command.send(signal.SIGTERM)
             done = command.end()
         after = batcher("status", "results/jobs.jsonl", cwd=tmp_path)
-    assert done.code == 0, done.stderr
+    assert done.code == 75, done.stderr
     assert (during.code, after.code) == (0, 0)
     assert str(command.pid) in during.stdout + during.stderr
     assert str(command.pid) not in after.stdout + after.stderr
