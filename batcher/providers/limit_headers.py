@@ -16,6 +16,7 @@ Dialect = Literal["groq", "openai"]
 LONGEST_WAIT_S = 86_400.0
 """A provider that asks for more than a day is not believed."""
 
+_LONGEST_MINUTE_S = 90.0
 _REQUESTS_WINDOW_S: dict[Dialect, float] = {"groq": 86_400.0, "openai": 60.0}
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = r"\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|ms|s|m|h)"
@@ -98,11 +99,21 @@ def rate_limits(headers: Mapping[str, str], dialect: Dialect) -> RateLimits | No
         return None
     return RateLimits(
         requests=requests or None,
-        requests_window_s=_REQUESTS_WINDOW_S[dialect],
+        requests_window_s=_requests_window_s(headers, dialect),
         requests_left=_at_most(requests_left, requests),
         tokens_per_minute=tokens or None,
         tokens_left=_at_most(tokens_left, tokens),
     )
+
+
+def _requests_window_s(headers: Mapping[str, str], dialect: Dialect) -> float:
+    """Tell whether requests are counted by the minute or by the day: only a day takes minutes to reset."""
+    text = headers.get("x-ratelimit-reset-requests", "").strip()
+    reset_s = float(text) if _NUMBER.fullmatch(text) else duration_s(text)
+    # A number may also be a moment, in seconds since 1970, which tells nothing of a window.
+    if reset_s is not None and _LONGEST_MINUTE_S < reset_s <= LONGEST_WAIT_S:
+        return _REQUESTS_WINDOW_S["groq"]
+    return _REQUESTS_WINDOW_S[dialect]
 
 
 def _believable(seconds: float | None) -> float | None:

@@ -231,3 +231,23 @@ def test_the_requests_header_counts_a_day_on_groq_and_a_minute_elsewhere(
     limits = rate_limits(headers("14400", "14399", "requests"), dialect)
     assert limits is not None
     assert limits.requests_window_s == window_s
+
+
+@pytest.mark.parametrize(
+    ("reset", "window_s"),
+    [
+        ("6ms", 60.0),
+        ("59.9s", 60.0),
+        ("1m30s", 60.0),
+        ("14m24s", 86_400.0),
+        ("864", 86_400.0),
+        ("1764000000", 60.0),
+        ("soon", 60.0),
+        ("", 60.0),
+    ],
+)
+def test_requests_that_take_minutes_to_reset_are_counted_by_the_day(reset: str, window_s: float) -> None:
+    headers = {"x-ratelimit-limit-requests": "100", "x-ratelimit-reset-requests": reset}
+    limits = rate_limits(headers, "openai")
+    assert limits is not None
+    assert limits.requests_window_s == window_s
