@@ -41,7 +41,6 @@ from typing import Any, ClassVar, TypeVar
 
 from batcher.types import Outcome, RateLimits
 
-
 NOT_LET_IN = frozenset({401, 402, 403, 404, 413, 429, 498})
 """Statuses of requests that were turned away at the door."""
 
@@ -131,9 +130,6 @@ class BadLine(BatcherError):
 _AnyCallError = TypeVar("_AnyCallError", bound="CallError")
 
 
-_AnyCallError = TypeVar("_AnyCallError", bound="CallError")
-
-
 class CallError(BatcherError):
     """One attempt that did not bring an answer.
 
@@ -186,20 +182,6 @@ class CallError(BatcherError):
     def counted(self) -> bool:
         """Whether this call counts as an attempt of its job."""
         return self.counts_attempt and not self.probe
-
-    def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
-        """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""
-        same = {
-            "message": str(self),
-            "code": self.code,
-            "status": self.status,
-            "body": self.body,
-            "request_id": self.request_id,
-            "retry_after_s": self.retry_after_s,
-            "limits": self.limits,
-            "sent": self.sent,
-        }
-        return kind(**{**same, **changes})
 
     def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
         """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""
