@@ -1,5 +1,6 @@
 """Whose turn it is among keys, in time: doubted ones are spared, and only the dead die."""
 
+import tracemalloc
 from collections import Counter
 from itertools import cycle
 from typing import NamedTuple
@@ -161,3 +162,34 @@ def test_a_dead_key_dies_in_time_and_after_few_calls(pauses: list[float], models
     assert not ring.live
     assert CONFIRM_AFTER_S <= now <= CONFIRM_AFTER_S + DOUBT_S + 3.0
     assert calls <= 7
+
+
+def test_an_answer_to_a_call_from_before_the_refusals_clears_no_doubt() -> None:
+    ring = KeyRing(1)
+    early, refused = ring.take("m", 0.0), ring.take("m", 1.0)
+    assert early is not None
+    assert refused is not None
+    ring.refused(refused, 1.1, for_good=False)
+    ring.answered(early, 1.2)
+    assert ring.is_doubted(0, "m")
+    later = ring.take("m", 1.1 + DOUBT_S)
+    assert later is not None
+    ring.answered(later, 3.0)
+    assert not ring.is_doubted(0, "m")
+
+
+def test_many_models_take_no_more_memory_than_a_few() -> None:
+    ring = KeyRing(1)
+    tracemalloc.start()
+    try:
+        for number in range(5000):
+            turn = ring.take(f"{number}", float(number))
+            assert turn is not None
+            if number % 2:
+                ring.refused(turn, float(number), for_good=False)
+            else:
+                ring.answered(turn, float(number))
+            ring.ended(turn)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
