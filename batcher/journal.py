@@ -9,7 +9,7 @@ from collections.abc import Container, Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import msgspec
 import orjson
@@ -107,6 +107,17 @@ class Journal:
             {"event": "committed", "results_bytes": results_bytes, "errors_bytes": errors_bytes}, summed=True
         )
 
+    def spent(self, spent_usd: float, reserved_usd: float) -> None:
+        """Say what all calls so far have cost, and what those in flight may cost (dollars, >= 0)."""
+        self._write(
+            {
+                "event": "spent",
+                "run_id": self._run_id,
+                "spent_usd": spent_usd,
+                "reserved_usd": reserved_usd,
+            }
+        )
+
     def sync(self) -> None:
         """Bring to disk what has been written so far."""
         with output_errors(self._path):
@@ -184,6 +195,31 @@ def read_journal(path: Path, *events: str) -> Iterator[dict[str, object]]:
         return
     except OSError as exc:
         raise output_error(path, exc) from exc
+
+
+def spent_before(path: Path) -> float:
+    """Return the dollars that the last budget kept in the journal at `path` has spent, 0.0 without one.
+
+    Calls that were in flight when a run was killed count with all that they might have cost.
+
+    Raises:
+        OutputError: the file is there and cannot be read.
+    """
+    run_id: object = ""
+    total_usd = 0.0
+    for record in read_journal(path, "run_started", "spent"):
+        if record["event"] == "run_started":
+            run_id = record.get("run_id")
+            continue
+        spent_usd, reserved_usd = record.get("spent_usd"), record.get("reserved_usd")
+        # An old sector may hold the record of another run.
+        if record.get("run_id") == run_id and _is_amount(spent_usd) and _is_amount(reserved_usd):
+            total_usd = spent_usd + reserved_usd
+    return total_usd
+
+
+def _is_amount(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and value >= 0
 
 
 class _Record(msgspec.Struct, gc=False):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from batcher.clock import monotonic
 from batcher.errors import CallError, CapacityExceeded, LocalFault, RateLimited
 from batcher.events import AttemptFinished, Emit, FallbackTaken
-from batcher.execution.purse import Purse
+from batcher.execution.purse import Claim, Purse
 from batcher.limits.retry import words_of
 from batcher.providers.limit_headers import limit_named
 from batcher.scheduling.allowance import Lesson
@@ -82,7 +82,7 @@ class _Call(NamedTuple):
 
     route: Route
     permit: Permit
-    reserved_usd: float
+    claim: Claim | None
     sent_at: float
 
 
@@ -111,8 +111,8 @@ class Attempts:
             LaneParked: the lane lets nothing more through in this run.
             LaneHeldUp: the lane is shut for longer than `patience_s`.
         """
-        permit, reserved_usd = await self._admit(story, request, route, patience_s)
-        call = _Call(route, permit, reserved_usd, monotonic())
+        permit, claim = await self._admit(story, request, route, patience_s)
+        call = _Call(route, permit, claim, monotonic())
         with permit:
             story.calls += 1
             self._tell_fallback(story, request.model)
@@ -135,22 +135,22 @@ class Attempts:
 
     async def _admit(
         self, story: Story, request: Request, route: Route, patience_s: float
-    ) -> tuple[Permit, float]:
+    ) -> tuple[Permit, Claim | None]:
         """Wait for leave and for money, holding neither while waiting for the other."""
         lane = route.lane
         demand = lane.demand(request.body, answers=request.endpoint != "/v1/embeddings")
-        most_usd = self._purse.most_usd(request) if self._purse is not None else 0.0
-        if most_usd is None:
-            lane.park(f"{request.model}: its price is unknown, so the cost budget lets nothing through")
-            most_usd = 0.0
         while True:
-            if self._purse is not None:
-                await self._purse.room(most_usd)
-            permit = await lane.permit(
-                priority=story.job.priority, since=story.began_at, demand=demand, patience_s=patience_s
-            )
-            if self._purse is None or self._purse.reserve(most_usd):
-                return permit, most_usd
+            claim = await self._purse.room(request) if self._purse is not None else None
+            try:
+                permit = await lane.permit(
+                    priority=story.job.priority, since=story.began_at, demand=demand, patience_s=patience_s
+                )
+            except BaseException:
+                if self._purse is not None and claim is not None:
+                    self._purse.give_up(claim)
+                raise
+            if self._purse is None or claim is None or self._purse.reserve(claim):
+                return permit, claim
             permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
 
     def _answered(self, story: Story, call: "_Call", request: Request, reply: Reply) -> None:
@@ -158,8 +158,8 @@ class Attempts:
         story.attempts += 1
         story.words = None
         story.charged.append((request.model, reply.usage))
-        if self._purse is not None:
-            self._purse.answered(call.reserved_usd, request, reply.usage)
+        if self._purse is not None and call.claim is not None:
+            self._purse.answered(call.claim, reply.usage)
         call.permit.settle(
             Lesson(
                 outcome=Outcome.SUCCESS,
@@ -172,8 +172,8 @@ class Attempts:
 
     def _failed(self, story: Story, call: "_Call", error: CallError) -> None:
         self._clock(story, call)
-        if self._purse is not None:
-            self._purse.failed(call.reserved_usd, error)
+        if self._purse is not None and call.claim is not None:
+            self._purse.failed(call.claim, error)
         error.probe = call.permit.probe
         story.attempts += error.counted
         words = words_of(error)

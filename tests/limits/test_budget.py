@@ -26,6 +26,25 @@ def test_a_call_that_costs_less_gives_the_rest_back() -> None:
     assert budget.spent_usd == 1.5
 
 
+def test_the_words_name_the_cheapest_call_that_was_turned_down() -> None:
+    budget = Budget(1.0, spent_usd=0.999)
+    budget.turn_down(3.0)
+    budget.turn_down(2.0)
+    budget.turn_down(2.5)
+    spent = "the cost budget of $1 is reached: $0.9990 are spent"
+    assert budget.reached == f"{spent}, and the next call may cost $2.00: raise --max-cost to go on"
+    budget.turn_down(0.00125)
+    assert "may cost $0.001250:" in budget.reached
+
+
+def test_what_can_fit_needs_what_is_in_flight_to_be_free() -> None:
+    budget = Budget(10.0, spent_usd=5.0)
+    budget.reserve(4.0)
+    assert not budget.fits(5.0)
+    assert budget.can_fit(5.0)
+    assert not budget.can_fit(5.01)
+
+
 class BudgetMachine(RuleBasedStateMachine):
     """Calls that cost at most what was reserved for them."""
 
