@@ -33,6 +33,7 @@ from batcher.limits.daybook import (
 
 _SYNC_EVERY_S = 1.0
 _FILE_MAX_BYTES = 1 << 22
+_LOCK_TRIES_AT_START = 50
 _LOCK_TRIES_AT_END = 500
 _LOCK_RETRY_S = 0.002
 _JOIN_TRIES = 20
@@ -68,13 +69,17 @@ class Ledger:
         self._pending: Counts = {}
         self._elsewhere: dict[str, Spent] = {}
         self._synced_at = -math.inf
+        self._has_read = False
 
     def __repr__(self) -> str:
         state = "joined" if self._directory_fd >= 0 else "alone"
         return f"<Ledger {self._name} {state} models={sorted({*self._stored, *self._pending})}>"
 
-    def join(self) -> None:
-        """Register this run as alive, until `leave` or the end of the process; a second call does nothing."""
+    def join(self, now_utc: datetime) -> None:
+        """Register this run as alive, until `leave` or the end of the process, and read the books.
+
+        Waits up to 0.1 s if another run holds them; a second call does nothing.
+        """
         if self._directory_fd >= 0:
             return
         if self._directory is None:
@@ -83,6 +88,7 @@ class Ledger:
         with self._told_errors():
             self._directory_fd = _open_directory(self._directory)
             self._register()
+        self._sync(now_utc, tries=_LOCK_TRIES_AT_START)
 
     def leave(self, now_utc: datetime) -> None:
         """Write what is buffered and free this run's place; a second call does nothing.
@@ -117,7 +123,11 @@ class Ledger:
         return day_use(merged(stored, pending, slot_of(now_utc)).get(model, {}), now_utc)
 
     def take_elsewhere(self, model: str) -> Spent:
-        """Return what others were seen to have used of a model since the last call, or ever before."""
+        """Return what others were seen to have used of a model since the last call.
+
+        What the books hold when they are read for the first time is of no known age and is left out: ask
+        `used_today` for that.
+        """
         return self._elsewhere.pop(model, NOTHING_SPENT)
 
     def add(self, model: str, requests: int, tokens: int, now_utc: datetime) -> None:
@@ -153,9 +163,10 @@ class Ledger:
             slot = slot_of(now_utc)
             found = self._read(fd)
             stored = self._stored if found is None else found
-            for model, more in added(self._stored, stored, slot).items():
+            for model, more in added(self._stored, stored, slot).items() if self._has_read else ():
                 known = self._elsewhere.get(model, NOTHING_SPENT)
                 self._elsewhere[model] = Spent(known.requests + more.requests, known.tokens + more.tokens)
+            self._has_read = True
             self._stored = stored  # what the others used is not new a second time, should the disk be full
             both = merged(stored, self._pending, slot)
             if both != (found or {}):

@@ -88,7 +88,7 @@ class SharedAccount:
     def join(self) -> None:
         """Let the others know of this run, and learn of them; before the first lane is prepared."""
         with self._books:
-            self._ledger.join()
+            self._ledger.join(self._now())
         self._share_among(self._exchange())
 
     def leave(self) -> None:
@@ -102,7 +102,7 @@ class SharedAccount:
         per_day = lane.day_limits
         with self._books:
             today = self._ledger.used_today(lane.model, self._now())
-            self._ledger.take_elsewhere(lane.model)  # it is part of that
+            self._ledger.take_elsewhere(lane.model)  # since the start, which is part of that
         requests = today.requests_level(per_day[0]) if per_day[0] else 0.0
         tokens = today.tokens_level(per_day[1]) if per_day[1] else 0.0
         if requests or tokens:
@@ -176,6 +176,9 @@ def _share(runs: int) -> float:
 
 def account_fingerprint(base_url: str, keys: Iterable[str]) -> str:
     """Return a name that is the same for all runs with an account, and from which no key can be read.
+
+    An account is known by the whole set of its keys. Runs that name only some of them may or may not get the
+    same name, as the hashes have it: runs that are to share an account must name the same keys.
 
     Args:
         base_url: the provider's address, of which the host and an unusual port count.

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +26,7 @@ from pathlib import Path
 from batcher.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), "acme", on_warning=lambda said: print(said, flush=True))
 now = datetime.fromisoformat(sys.argv[2])
-ledger.join()
+ledger.join(now)
 print("joined", flush=True)
 sys.stdin.readline()
 for second in range(1000):
@@ -77,7 +78,7 @@ def joined(directory: Path, warnings: list[str]) -> Iterator[Callable[..., Ledge
 
     def join(account: str = "acme", directory: Path | None = directory) -> Ledger:
         ledgers.append(Ledger(directory, account, on_warning=warnings.append))
-        ledgers[-1].join()
+        ledgers[-1].join(NOON - timedelta(seconds=1))
         return ledgers[-1]
 
     yield join
@@ -251,6 +252,7 @@ def test_a_linked_file_is_not_followed(
     ledger = joined()
     victim = tmp_path / "victim"
     victim.write_text("precious")
+    books(directory).unlink()
     (directory / f"{books_prefix(directory)}.json").symlink_to(victim)
     for second in range(3):
         spend(ledger, 1, 10, NOON + timedelta(seconds=second))
@@ -396,3 +398,40 @@ def test_a_full_disk_makes_nothing_count_twice(
     assert mine.take_elsewhere(MODEL) == (0, 0)
     assert spent(mine.used_today(MODEL, NOON)) == (3, 30)
     assert spent(joined().used_today(MODEL, NOON)) == (3, 30)
+
+
+def test_what_is_read_late_for_the_first_time_is_no_new_use(
+    joined: Callable[..., Ledger], directory: Path, warnings: list[str]
+) -> None:
+    early = joined()
+    early.add(MODEL, 600, 0, NOON - timedelta(hours=47))
+    early.add(MODEL, 600, 0, NOON - timedelta(hours=23))
+    early.flush(NOON)
+    with books(directory).open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        late = joined()
+        late.add(MODEL, 1, 10, NOON)
+    late.flush(NOON)
+    assert late.take_elsewhere(MODEL) == (0, 0)
+    assert late.used_today(MODEL, NOON).requests_level(1_000) == 1
+    spend(early, 2, 0, NOON + timedelta(seconds=1))
+    late.flush(NOON + timedelta(seconds=1))
+    assert late.take_elsewhere(MODEL) == (2, 0)
+    assert not warnings
+
+
+def test_joining_waits_for_books_that_are_held_for_a_moment(
+    joined: Callable[..., Ledger], directory: Path
+) -> None:
+    early = joined()
+    spend(early, 5, 0, NOON)
+    with books(directory).open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        letting_go = threading.Timer(0.01, fcntl.flock, (held, fcntl.LOCK_UN))
+        letting_go.start()
+        late = joined()
+        letting_go.join()
+    spend(early, 2, 0, NOON)
+    early.flush(NOON)
+    late.flush(NOON)
+    assert late.take_elsewhere(MODEL) == (2, 0), "what came since it has joined"

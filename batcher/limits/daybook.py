@@ -51,11 +51,11 @@ class DayUse:
     slots: Mapping[int, Spent]
 
     def requests_level(self, limit: int) -> float:
-        """Return the requests that a bucket of `limit` a day (> 0) has not yet forgotten."""
+        """Return the requests that a bucket of `limit` a day (> 0) has not yet forgotten: `limit` at most."""
         return self._level([spent.requests for spent in self.slots.values()], limit)
 
     def tokens_level(self, limit: int) -> float:
-        """Return the tokens that a bucket of `limit` a day (> 0) has not yet forgotten."""
+        """Return the tokens that a bucket of `limit` a day (> 0) has not yet forgotten: `limit` at most."""
         return self._level([spent.tokens for spent in self.slots.values()], limit)
 
     def _level(self, amounts: list[int], limit: int) -> float:
@@ -65,7 +65,8 @@ class DayUse:
         for number, amount in zip(self.slots, amounts, strict=True):
             # As if spent at the very end of the slot: the level errs towards more by at most a slot's leak.
             spent_at = min((number + 1.0) * SLOT_S, now)
-            level = max(0.0, level - leak_per_s * (spent_at - at)) + amount
+            # A bucket holds no more: what was used beyond it went by a higher limit.
+            level = min(limit, max(0.0, level - leak_per_s * (spent_at - at)) + amount)
             at = spent_at
         return max(0.0, level - leak_per_s * (now - at))
 

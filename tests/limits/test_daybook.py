@@ -95,7 +95,7 @@ def test_growth_is_all_that_came_and_still_counts(before: Counts, more: Counts, 
     spends=st.lists(st.tuples(st.integers(0, int(DAY_S) - 1), st.integers(0, 1000)), max_size=30),
     limit=st.integers(1, 10_000),
 )
-def test_the_level_is_that_of_a_leaky_bucket_and_never_too_low(
+def test_the_level_is_that_of_a_bucket_and_never_too_low(
     spends: list[tuple[int, int]], limit: int
 ) -> None:
     counts: Counts = {}
@@ -103,8 +103,15 @@ def test_the_level_is_that_of_a_leaky_bucket_and_never_too_low(
     exact = at = 0.0
     for second, tokens in sorted(spends):
         count(counts, MODEL, slot_of(NOON + timedelta(seconds=second)), Spent(1, tokens))
-        exact = max(0.0, exact - limit / DAY_S * (second - at)) + tokens
+        exact = min(limit, max(0.0, exact - limit / DAY_S * (second - at)) + tokens)
         at = second
     exact = max(0.0, exact - limit / DAY_S * (DAY_S - at))
     level = day_use(counts.get(MODEL, {}), now).tokens_level(limit)
     assert exact - 1e-6 <= level <= exact + limit * SLOT_S / DAY_S + 1e-6
+
+
+def test_use_by_a_higher_limit_is_no_debt_of_many_days() -> None:
+    counts = used(10_000, 10**9, NOON - timedelta(hours=1))
+    use = day_use(seen(counts, NOON)[MODEL], NOON)
+    assert use.requests_level(1_000) == pytest.approx(1_000 * 23 / 24, rel=0.02)
+    assert use.tokens_level(100_000) == pytest.approx(100_000 * 23 / 24, rel=0.02)
