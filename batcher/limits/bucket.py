@@ -6,6 +6,8 @@ from collections import deque
 WINDOW_S = 60.25
 """A minute plus the slack that a reply's way home can take from the provider's own minute."""
 
+_ROUNDING = 1e-9  # of a limit: by so much a sum of shares may miss it
+
 
 class SlotRing:
     """Bounds the sum of amounts over every window of `window_s`, whatever its start.
@@ -36,17 +38,19 @@ class SlotRing:
         """Return when `amount` fits: `now` if it does already, `inf` if it is above the limit."""
         if amount > self.limit:
             return math.inf
+        rounding = _ROUNDING * self.limit
         excess = self.total(now) + amount - self.limit
-        if excess <= 0:
+        if excess <= rounding:
             return now
         for number, held, _ in self._slots:
             excess -= held
-            if excess <= 0:
+            if excess <= rounding:
                 return max(now, self._leaves_at(number))
         return now
 
     def add(self, amount: float, now: float) -> int:
         """Count `amount` at `now` and return the slot that a later correction names."""
+        self.total(now)
         number = math.floor(now / self._slot_s)
         if not self._slots or self._slots[-1][0] < number:
             self._slots.append([number, 0.0, 1.0])
@@ -65,12 +69,12 @@ class SlotRing:
             if entry[0] < slot:
                 return
 
-    def rescale(self, factor: float) -> None:
-        """Keep to `factor` times the limit, and answer for as much less or more of what was counted.
+    def rescale(self, factor: float, limit: float) -> None:
+        """Keep to `limit`, which is `factor` times the one before, and answer for that part of all counted.
 
-        Whoever has the rest of the limit answers for the rest of that, so that neither has to stand still.
+        Whoever has the rest of the limit answers for the rest of it, so that neither has to stand still.
         """
-        self.limit *= factor
+        self.limit = limit  # as it is told: a hair less than one request would let nothing through
         self._total *= factor
         for entry in self._slots:
             entry[1] *= factor
@@ -107,7 +111,13 @@ class TokenBucket:
         """Return when `amount` may pass: `now` or later."""
         missing = min(amount, self.capacity) - self.level(now)
         # A full bucket may fall short by a rounding error, which must not become an endless timer.
-        return now if missing <= 1e-9 * self.capacity else now + missing / self.rate
+        return now if missing <= _ROUNDING * self.capacity else now + missing / self.rate
+
+    def resize(self, rate: float, capacity: float, now: float) -> None:
+        """Fill at another rate up to another capacity from now on; what does not fit is lost."""
+        self.level(now)  # what has flowed in so far came at the old rate
+        self.rate, self.capacity = rate, capacity
+        self._level = min(capacity, self._level)
 
     def take(self, amount: float, now: float) -> None:
         """Spend `amount`, into debt if need be."""

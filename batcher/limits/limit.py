@@ -84,16 +84,16 @@ class TokenQuota:
         self._ring.limit = tokens_per_minute
         self._spend_evenly(tokens_per_minute, now)
 
-    def share(self, factor: float, now: float) -> None:
-        """Keep `factor` times the limit from now on, where others answer for the rest of it."""
-        self._ring.rescale(factor)
-        self._spend_evenly(self.tokens_per_minute * factor, now)
-        if factor < 1 and (at_once := self._even.level(now)) > 0:
+    def share(self, factor: float, tokens_per_minute: float, now: float) -> None:
+        """Keep another limit from now on, `factor` times the one before: others answer for the difference."""
+        self._ring.rescale(factor, tokens_per_minute)
+        self._spend_evenly(tokens_per_minute, now)
+        if (at_once := self._even.level(now)) > 0:
             self._even.take(at_once, now)  # the others may just have spent as much
 
     def _spend_evenly(self, tokens_per_minute: float, now: float) -> None:
         self.tokens_per_minute = tokens_per_minute
-        _resize(self._even, tokens_per_minute / WINDOW_S, tokens_per_minute * EVEN_SHARE, now)
+        self._even.resize(tokens_per_minute / WINDOW_S, tokens_per_minute * EVEN_SHARE, now)
 
 
 class Demand(NamedTuple):
@@ -123,15 +123,15 @@ def _one(_: Demand) -> int:
 
 
 def _all_tokens(demand: Demand) -> int:
-    return demand[0] + demand[1]
+    return demand.input_tokens + demand.output_tokens
 
 
 def _input(demand: Demand) -> int:
-    return demand[0]
+    return demand.input_tokens
 
 
 def _output(demand: Demand) -> int:
-    return demand[1]
+    return demand.output_tokens
 
 
 KINDS = {
@@ -227,7 +227,9 @@ class Limit:
         if target == before:
             return ""
         self.limit = min(target, before + RAISED_PER_MINUTE * target * elapsed_s / MINUTE_S)
-        self._resize(now)
+        self._belief.resize(self.size / self.kind.window_s, self.size, now)
+        if self._minute is not None:
+            self._minute.resize(self.size, now)
         if self.limit < target:
             return ""
         named, self._named = self._named, target
@@ -273,24 +275,16 @@ class Limit:
             self._minute.used_before(min(used, self.limit) * self._share, since, now)
 
     def used_elsewhere(self, used: int, age_s: float, now: float) -> None:
-        """Count what others used, less what has refilled since."""
+        """Count what others used, less what has refilled since; one may pass after a window at the latest."""
         if not math.isinf(self.limit):
-            self._belief.take(max(0.0, used - self._belief.rate * age_s), now)
+            # Others that keep a higher limit may use more than there is by ours.
+            payable = self._belief.level(now) + self.limit - 1
+            lasting = max(0.0, used - self._belief.rate * age_s)
+            self._belief.take(min(lasting, max(0.0, payable)), now)
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to a share of the limit from now on."""
         factor, self._share = share / self._share, share
-        _resize(self._belief, self.size / self.kind.window_s, self.size, now)
+        self._belief.resize(self.size / self.kind.window_s, self.size, now)
         if self._minute is not None:
-            self._minute.share(factor, now)
-
-    def _resize(self, now: float) -> None:
-        _resize(self._belief, self.size / self.kind.window_s, self.size, now)
-        if self._minute is not None:
-            self._minute.resize(self.size, now)
-
-
-def _resize(bucket: TokenBucket, rate: float, capacity: float, now: float) -> None:
-    bucket.level(now)  # what has flowed in so far came at the old rate
-    bucket.rate, bucket.capacity = rate, capacity
-    bucket.give_back(0.0, now)
+            self._minute.share(factor, self.size, now)

@@ -138,3 +138,19 @@ def test_a_bucket_gives_back_no_more_than_it_holds() -> None:
     bucket.give_back(-15, 0.0)
     assert bucket.free_at(10, 0.0) == 15.0
     assert repr(bucket) == "<TokenBucket -5 of 10, 1/s>"
+
+
+def test_a_share_of_one_request_lets_it_through() -> None:
+    ring = SlotRing(49)
+    ring.rescale(1 / 49, 1)
+    assert ring.free_at(1, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("limit", [10, 14, 28, 31, 34, 59])
+def test_shares_that_come_back_cost_no_request_by_rounding(limit: int) -> None:
+    ring = SlotRing(limit)
+    for second in range(limit - 1):
+        ring.add(1, second)
+    for share in (limit / 3, limit / 4, limit):
+        ring.rescale(share / ring.limit, share)
+    assert ring.free_at(1, 59.0) == 59.0

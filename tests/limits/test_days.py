@@ -92,3 +92,12 @@ def test_a_day_s_tokens_follow_a_plain_bucket_and_its_timer_ends(
         quota.settle(reservation, Demand(used, 0), now)
         level = min(tpd, min(tpd, level - demand[0] + pause * tpd / DAY_S) + demand[0] - used)
     assert quota.free_at(Demand(tpd, 0), now + 2 * DAY_S) < math.inf
+
+
+def test_others_that_use_more_than_there_is_cost_a_day_at_most() -> None:
+    quota = Quota(QuotaLimits(rpd=1_000, tpd=100_000), 0.0)
+    for _ in range(3):
+        quota.day_used(5_000, 10**6, age_s=0.0, now=0.0)
+    assert quota.free_at(Demand(0, 1), 0.0) == pytest.approx(DAY_S)
+    quota.day_used(5_000, 10**6, age_s=0.0, now=DAY_S / 2)
+    assert quota.free_at(Demand(0, 1), DAY_S / 2) == pytest.approx(1.5 * DAY_S)

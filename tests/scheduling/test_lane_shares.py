@@ -11,6 +11,7 @@ from batcher.limits.limit import DAY_S, Demand
 from batcher.limits.quota import QuotaLimits
 from batcher.scheduling.allowance import LaneLimits, Lesson
 from batcher.scheduling.slots import RunSlots
+from batcher.sharing import LOOK_EVERY_S, USED_TOGETHER
 from batcher.types import Outcome, RateLimits, Usage
 
 TOKENS = 100
@@ -27,9 +28,11 @@ SEEN = RateLimits(requests=PER_MINUTE, requests_window_s=MINUTE_S, tokens_per_mi
 class Run:
     """A run that keeps its lane busy and notes when calls started."""
 
-    def __init__(self, kind: str) -> None:
-        self.lane = make_lane(LaneLimits(quota=TOLD[kind]), slots=RunSlots(40))
-        self.started: list[float] = []
+    def __init__(
+        self, kind: str, limits: LaneLimits | None = None, started: list[float] | None = None
+    ) -> None:
+        self.lane = make_lane(limits or LaneLimits(quota=TOLD[kind]), slots=RunSlots(40))
+        self.started: list[float] = [] if started is None else started
         self._end = Lesson(
             outcome=Outcome.SUCCESS,
             usage=Usage(input_tokens=TOKENS, output_tokens=0),
@@ -119,3 +122,40 @@ async def test_who_waits_is_told_when_others_use_the_day_or_a_share_grows() -> N
     lane.set_share(1.0)
     await waiting
     assert monotonic() < 60.0
+
+
+def test_the_smallest_share_still_lets_requests_through() -> None:
+    async def main() -> None:
+        lane = make_lane(LaneLimits(quota=QuotaLimits(rpm=49)))
+        lane.set_share(USED_TOGETHER / 25)
+        for number in range(3):
+            (await lane.permit()).settle(lesson(Outcome.SUCCESS))
+            assert monotonic() <= (number + 1.1) * MINUTE_S
+        lane.park("done")
+
+    on_creeping_clock(main())
+
+
+@pytest.mark.parametrize("per_minute", [30, 60])
+def test_runs_that_come_and_go_keep_a_small_limit_together(per_minute: int) -> None:
+    async def main() -> None:
+        limits = LaneLimits(quota=QuotaLimits(rpm=per_minute))
+        runs: list[Run] = []
+        started: list[float] = []
+        for wanted in (1, 2, 3, 4, 8, 7, 4, 2, 1, 2, 1):
+            while len(runs) > wanted:
+                await runs.pop(0).stop()
+            while len(runs) < wanted:
+                runs.append(Run("requests", limits, started))
+                runs[-1].lane.set_share(1.0 if wanted == 1 else USED_TOGETHER / wanted)
+                runs[-1].go()
+            await asyncio.sleep(LOOK_EVERY_S)
+            for run in runs:
+                run.lane.set_share(1.0 if wanted == 1 else USED_TOGETHER / wanted)
+            await asyncio.sleep(17.0 if wanted % 2 else 50.0)
+        for run in runs:
+            await run.stop()
+        assert most_in_a_minute(started) <= per_minute
+        assert len(started) >= 0.8 * per_minute * monotonic() / MINUTE_S
+
+    on_creeping_clock(main())

@@ -38,6 +38,9 @@ class Paced:
         self.started.append(monotonic())
         self._pacer.spend(self.started[-1])
 
+    def share(self, requests_per_minute: int) -> None:
+        self._pacer.share(requests_per_minute)
+
     async def start_until(self, end_s: float) -> None:
         while monotonic() < end_s:
             await self.start()
@@ -106,4 +109,48 @@ async def test_closing_ends_the_fetching() -> None:
     assert pacer.free_at(monotonic()) == math.inf
     pacer.close()
     await asyncio.sleep(300.0)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(("requests_per_minute", "kept"), [(49, 1), (98, 2), (30, 3), (600, 7)])
+def test_a_share_is_exact_however_it_divides(requests_per_minute: int, kept: int) -> None:
+    async def run() -> None:
+        paced = Paced(requests_per_minute)
+        await paced.start_until(5.0)
+        paced.share(kept)
+        began_at = monotonic()
+        await paced.start_until(began_at + 10 * MINUTE_S)
+        shared = [moment for moment in paced.started if moment > began_at]
+        assert most_in_a_minute(shared) == kept
+        assert len(shared) >= math.floor(0.97 * 9 * kept)
+
+    on_creeping_clock(run())
+
+
+def test_a_new_share_goes_on_at_an_even_distance_and_voids_the_token_in_hand() -> None:
+    async def run() -> None:
+        paced, other = Paced(30), Paced(30)
+        await paced.start()
+        await paced.ready()
+        joined_at = monotonic()
+        paced.share(15)
+        other.share(15)
+        other.share(10)
+        await asyncio.gather(paced.start_until(20.0), other.start_until(20.0))
+        assert paced.started[1:4] == pytest.approx([4.02, 8.03, 12.05], abs=0.1)
+        assert other.started[0] == pytest.approx(joined_at + 6.02, abs=0.1)
+
+    on_creeping_clock(run())
+
+
+async def test_a_share_that_changes_while_a_token_is_fetched_leaves_one_fetch() -> None:
+    told: list[float] = []
+    pacer = Pacer(60, lambda: told.append(monotonic()))
+    assert pacer.free_at(monotonic()) == math.inf
+    pacer.share(30)
+    await asyncio.sleep(10.0)
+    assert not told
+    assert pacer.free_at(monotonic()) == math.inf
+    await asyncio.sleep(0.1)
+    assert pacer.free_at(monotonic()) == monotonic()
     assert len(told) == 1
