@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from batcher.limits.bucket import SlotRing
 from batcher.limits.limit import DAY_S, IN_HEADERS, KINDS, MINUTE_S, Demand, Hold, Kind, Limit, NamedLimit
 from batcher.types import RateLimits
 
@@ -32,15 +33,20 @@ class QuotaLimits:
     window: Literal["any", "bucket"] = "any"
 
 
+_ANSWERED_SLOTS = 60
+"""Into so many slots is divided the window in which answered requests are counted."""
+
+
 class QuotaReservation:
     """What one attempt holds of every limit, from `Quota.reserve` until `Quota.settle` and `Quota.adopt`."""
 
-    __slots__ = ("at", "counted", "holds")
+    __slots__ = ("at", "counted", "holds", "slots")
 
-    def __init__(self, at: float, counted: Demand | None, holds: "list[Hold]") -> None:
+    def __init__(self, at: float, counted: Demand | None, holds: "list[Hold]", slots: list[int]) -> None:
         self.at = at
         self.counted = counted
         self.holds = holds
+        self.slots = slots
 
     def __repr__(self) -> str:
         return f"<QuotaReservation {self.counted} at={self.at:g}>"
@@ -72,6 +78,7 @@ class Quota:
             for name, kind in KINDS.items()
             if told[name] is not None or name in IN_HEADERS
         }
+        self._answered = {"RPM": _answered_within(MINUTE_S), "RPD": _answered_within(DAY_S)}
         self._nothing_before = -math.inf
         self._newest_used = -math.inf
         if share != 1.0:
@@ -113,7 +120,8 @@ class Quota:
     def reserve(self, demand: Demand, now: float) -> QuotaReservation:
         """Hold what an attempt that starts now may use."""
         holds = [one.reserve(one.kind.amount(demand), now) for one in self._limits.values()]
-        return QuotaReservation(now, demand, holds)
+        slots = [answered.add(0, now) for answered in self._answered.values()]
+        return QuotaReservation(now, demand, holds, slots)
 
     def settle(
         self, reservation: QuotaReservation, used: Demand | None, now: float, *, admitted: bool = True
@@ -131,6 +139,9 @@ class Quota:
             used = None
         elif used is None:
             return
+        if used is not None:
+            for answered, slot in zip(self._answered.values(), reservation.slots, strict=True):
+                answered.correct(slot, 1, now)
         for one, hold in zip(self._limits.values(), reservation.holds, strict=False):
             one.settle(hold, 0 if used is None else one.kind.amount(used), now)
         reservation.counted = used
@@ -169,7 +180,8 @@ class Quota:
     ) -> list[str]:
         """Take note of a 429: nothing passes for `wait_s`, and then as much as was refused.
 
-        A limit of any kind is learned from it; one that was told is only ever lowered.
+        A limit of any kind is learned from it; one that was told is only ever lowered. A text that names a
+        limit on requests far below what was just answered teaches nothing.
 
         Args:
             named: the limit that its text names, if it does.
@@ -182,6 +194,8 @@ class Quota:
         """
         self._nothing_before = max(self._nothing_before, now + wait_s)
         if named is None or (kind := KINDS.get(named.name)) is None:
+            return []
+        if named.limit is not None and not self._is_plausible(named.name, named.limit, now):
             return []
         one, words, left = self._limits.get(named.name), "", None
         amount = max(kind.amount(demand) if demand else 0, named.requested or 0)
@@ -219,9 +233,20 @@ class Quota:
             if one.kind.window_s == MINUTE_S:
                 one.set_share(share, now)
 
+    def _is_plausible(self, name: str, limit: int, now: float) -> bool:
+        """Tell whether a limit may hold, after what was answered; tokens each provider counts its own way."""
+        # A full bucket lets through twice the limit in one window: what it held, and what flowed in.
+        return name not in self._answered or self._answered[name].total(now) <= 2 * limit
+
     def _limit(self, kind: Kind, told: int | None, now: float) -> Limit:
         by_minute = kind.window_s == MINUTE_S
         one = Limit(kind, told, now, evenly=self._window == "any" and by_minute and kind.name != "RPM")
         if by_minute and self._share != 1.0:
             one.set_share(self._share, now)
         return one
+
+
+def _answered_within(window_s: float) -> SlotRing:
+    """Return a count of answered requests, by when they started, that holds no more than one window."""
+    slot_s = window_s / _ANSWERED_SLOTS
+    return SlotRing(math.inf, window_s=window_s - slot_s, slot_s=slot_s)

@@ -141,3 +141,48 @@ def test_headers_are_still_understood_once_a_limit_was_learned_from_a_refusal() 
     quota.settle(early, None, 2.0, admitted=False)
     quota.settle(late, None, 2.0, admitted=False)
     assert quota.limits == QuotaLimits(tpm=5_000, otpm=1_000)
+
+
+def answered(quota: Quota, requests: int, now: float) -> None:
+    for _ in range(requests):
+        quota.settle(quota.reserve(Demand(10, 10), now), Demand(10, 10), now)
+
+
+@pytest.mark.parametrize("name", ["RPM", "RPD"])
+def test_a_limit_far_below_what_was_just_answered_is_nonsense(name: str) -> None:
+    quota = Quota(QuotaLimits(rpm=600, rpd=10_000), 0.0)
+    answered(quota, 21, 0.0)
+    assert quota.refused(NamedLimit(name, 10, 10, 1), 2.0, 1.0, demand=Demand(10, 10)) == []
+    assert quota.limits == QuotaLimits(rpm=600, rpd=10_000)
+    answered(quota, 1, 3.0)
+    assert quota.free_at(Demand(10, 10), 3.0) == 3.0, "nor is it believed that nothing is left"
+
+
+@pytest.mark.parametrize(("name", "window_s"), [("RPM", 60.0), ("RPD", 86_400.0)])
+def test_a_full_bucket_lets_through_twice_its_limit_and_what_is_long_ago_proves_nothing(
+    name: str, window_s: float
+) -> None:
+    quota = Quota(QuotaLimits(), 0.0)
+    answered(quota, 20, 0.0)
+    assert len(quota.refused(NamedLimit(name, 10, 10, 1), 2.0, 1.0)) == 1
+    quota = Quota(QuotaLimits(), 0.0)
+    answered(quota, 21, 0.0)
+    assert quota.refused(NamedLimit(name, 10, 10, 1), 2.0, 0.95 * window_s) == []
+    assert len(quota.refused(NamedLimit(name, 10, 10, 1), 2.0, window_s)) == 1
+
+
+def test_what_was_refused_or_is_on_its_way_proves_nothing() -> None:
+    quota = Quota(QuotaLimits(), 0.0)
+    for _ in range(50):
+        refused = quota.reserve(Demand(1, 1), 0.0)
+        quota.reserve(Demand(1, 1), 0.0)
+        quota.settle(refused, None, 1.0, admitted=False)
+    assert len(quota.refused(NamedLimit("RPM", 10, 10, 1), 2.0, 1.0)) == 1
+
+
+def test_calls_that_end_together_count_when_they_started() -> None:
+    quota = Quota(QuotaLimits(), 0.0)
+    calls = [quota.reserve(Demand(1, 1), 6.0 * number) for number in range(40)]
+    for call in calls:
+        quota.settle(call, Demand(1, 1), 240.0)
+    assert len(quota.refused(NamedLimit("RPM", 10, 10, 1), 2.0, 240.0)) == 1
