@@ -95,9 +95,7 @@ def test_growth_is_all_that_came_and_still_counts(before: Counts, more: Counts, 
     spends=st.lists(st.tuples(st.integers(0, int(DAY_S) - 1), st.integers(0, 1000)), max_size=30),
     limit=st.integers(1, 10_000),
 )
-def test_the_level_is_that_of_a_bucket_and_never_too_low(
-    spends: list[tuple[int, int]], limit: int
-) -> None:
+def test_the_level_is_that_of_a_bucket_and_never_too_low(spends: list[tuple[int, int]], limit: int) -> None:
     counts: Counts = {}
     now = NOON + timedelta(seconds=DAY_S)
     exact = at = 0.0
