@@ -69,6 +69,7 @@ class RepairReport:
 
     quarantined_bytes: int
     repeated_lines: int
+    missing_bytes: int
 
 
 def repair(
@@ -100,15 +101,19 @@ def repair(
                 if path != paths.superseded:
                     ids.add(job_id)
                     on_id(job_id)
+        missing_bytes = 0
         for path, safe_bytes in zip((paths.results, paths.errors), committed, strict=True):
-            _refuse_loss(path, scans[path], safe_bytes, paths)
+            _refuse_damage(path, scans[path], safe_bytes, paths)
+            missing_bytes += max(0, safe_bytes - scans[path].size)
         for path, scan in scans.items():
             _mend(path, scan, paths.quarantine)
             quarantined_bytes += scan.bad_bytes
         if repeated := ids.repeated():
             before_removing()
         repeated_lines = _drop_repeated(paths, repeated) if repeated else 0
-    return RepairReport(quarantined_bytes=quarantined_bytes, repeated_lines=repeated_lines)
+    return RepairReport(
+        quarantined_bytes=quarantined_bytes, repeated_lines=repeated_lines, missing_bytes=missing_bytes
+    )
 
 
 def supersede(paths: OutputPaths, is_replaced: Callable[[str], bool]) -> int:
@@ -179,22 +184,16 @@ class _Census:
         return found
 
 
-def _refuse_loss(path: Path, scan: Scan, safe_bytes: int, paths: OutputPaths) -> None:
+def _refuse_damage(path: Path, scan: Scan, safe_bytes: int, paths: OutputPaths) -> None:
     """Refuse damage to what was on disk: no crash does that."""
-    if scan.bad and scan.bad[0][0] < safe_bytes:
-        start = scan.bad[0][0]
-        seen = (
-            f"{path}:{_line_number(path, start)}: this line (byte {start:,}) was whole on disk and is not now"
-        )
-        after = f"damaged lines are then kept in {paths.quarantine} and their jobs run again"
-    elif scan.size < safe_bytes:
-        seen = f"{path}: has {scan.size:,} bytes, and {safe_bytes:,} were on disk: results were lost"
-        after = "the jobs that have no result any more then run again"
-    else:
+    if not scan.bad or (start := scan.bad[0][0]) >= safe_bytes:
         return
+    place = f"{path}:{_line_number(path, start)}"
     raise OutputError(
-        f"{seen}; another program changed the file, or the disk fails: bring the file back from a copy, or "
-        f"delete {paths.journal} to go on with what is left ({after}), or begin anew with --fresh"
+        f"{place}: this line (byte {start:,}) was whole on disk and is not now; another program changed the "
+        "file, or the disk fails: bring the file back from a copy, or begin anew with --fresh, or delete "
+        f"{paths.journal} to go on with what is left (damaged lines are then kept in {paths.quarantine} and "
+        "their jobs run again)"
     )
 
 

@@ -85,7 +85,9 @@ def flip(out: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a flipped bit": flip,
-    "cut": lambda out: os.truncate(out, 1000),
+    "cut within a line": lambda out: os.truncate(out, 1000),
+}
+REMOVED: dict[str, Callable[[Path], object]] = {
     "emptied": lambda out: os.truncate(out, 0),
     "deleted": Path.unlink,
     "a line deleted": lambda out: out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[1:])),
@@ -93,7 +95,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-async def test_what_was_safe_and_is_not_there_any_more_ends_the_run_at_its_start(
+async def test_what_was_safe_and_is_damaged_ends_the_run_at_its_start(
     tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     out = tmp_path / "x.jsonl"
@@ -109,6 +111,24 @@ async def test_what_was_safe_and_is_not_there_any_more_ends_the_run_at_its_start
         assert (await run(8, out, server))["exit_code"] == 0
         assert (await run(8, out, server))["jobs"]["queued"] == 0
     assert Counter(ids_in(out)) == Counter(f"j{number}" for number in range(8))
+
+
+@pytest.mark.parametrize("remove", REMOVED.values(), ids=REMOVED.keys())
+async def test_results_that_somebody_has_removed_are_missed_aloud_and_come_again(
+    tmp_path: Path, remove: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "x.jsonl"
+    async with start_embedded(SimulatorSettings(latency_s=0)) as server:
+        await run(6, out, server)
+        remove(out)
+        left = len(ids_in(out)) if out.exists() else 0
+        assert (await run(6, out, server))["exit_code"] == 0
+        assert server.simulation.requests == 6 + 6 - left
+        assert "bytes of results are gone that were on disk" in caplog.text
+        caplog.clear()
+        assert (await run(6, out, server))["jobs"]["queued"] == 0
+        assert caplog.text == ""
+    assert Counter(ids_in(out)) == Counter(f"j{number}" for number in range(6))
 
 
 async def test_a_fresh_start_asks_for_nothing_back(tmp_path: Path) -> None:
