@@ -140,7 +140,10 @@ class Tally:
         """Count one failed call."""
         name = class_of(error)
         limited = name == "rate_limit"
-        self.doubts_in_a_row = self.doubts_in_a_row + 1 if isinstance(error, KeyDoubted) else 0
+        if not isinstance(error, KeyDoubted):
+            self.doubts_in_a_row = 0
+        elif error.sent:  # one that was only told to wait has learned nothing of its own
+            self.doubts_in_a_row += 1
         if error.counted or (limited and not error.probe):
             self.failures[name] = self.failures.get(name, 0) + 1
         words = words_of(error)
@@ -182,7 +185,7 @@ class Tally:
         asked_s = min(error.retry_after_s or 0.0, self._policy.longest_asked_wait_s)
         number = self.failures.get(name, 0) if error.counted else self.requeues_in_a_row
         if isinstance(error, KeyDoubted):
-            if self.doubts_in_a_row <= 1:
+            if self.doubts_in_a_row <= 1 or not error.sent:
                 return asked_s  # another key may serve at once
             number = self.doubts_in_a_row - 1
         own_s = self._policy.of(name).wait_s(max(0, number - 1), random)

@@ -315,6 +315,12 @@ async def test_a_job_whose_keys_serve_only_others_ends() -> None:
     tally.count(doubted)
     assert tally.exhausted(doubted)
     assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+    waiting = KeyDoubted("wait", code="invalid_api_key", retry_after_s=1.0, sent=False)
+    told_to_wait = Tally(RetryPolicy(), others_succeed=lambda: True)
+    for _ in range(10 * DOUBTS):
+        told_to_wait.count(waiting)
+        assert not told_to_wait.exhausted(waiting)
+        assert told_to_wait.wait_s(waiting, 0.5) == 1.0
     patient = Tally(RetryPolicy(), others_succeed=lambda: False)
     for _ in range(10 * DOUBTS):
         patient.count(doubted)
