@@ -41,7 +41,7 @@ class Rounds:
 
 
 ROUNDS = {
-    "8 kills": Rounds(jobs=2_500, kills=8, latency_s=0.02),
+    "8 kills": Rounds(jobs=2_000, kills=8, latency_s=0.02),
     "60 kills": Rounds(jobs=20_000, kills=60, latency_s=0.025),
     "1000 kills": Rounds(jobs=20_000, kills=1_000, latency_s=0.5),
 }

@@ -41,7 +41,7 @@ def test_of_twenty_simultaneous_starts_one_runs_and_the_others_name_it(tmp_path:
     assert_each_once(out, ids)
 
 
-@pytest.mark.parametrize("races", [15, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("races", [8, pytest.param(200, marks=pytest.mark.long)])
 def test_two_that_race_for_an_output_never_both_run(tmp_path: Path, races: int) -> None:
     ids = names(2)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
