@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from batcher.clock import utcnow
 from batcher.events import AttemptFinished, Emit, Event, LaneChanged
 from batcher.ledger import Ledger
-from batcher.types import Outcome
 
 LOOK_EVERY_S = 0.4
 """Until the others see that a run has joined, both spend: a second run may be half of the limit too much.
@@ -23,7 +22,6 @@ The slack that lanes leave in a minute, 0.25 s worth of the limit, makes up for 
 USED_TOGETHER = 0.98
 """Part of the limits that several runs use: each rounds to whole calls, and none sees the others' bursts."""
 
-_NOT_LET_IN = frozenset({401, 402, 403, 404, 413, 429, 498})
 _USUAL_PORTS = {"http": 80, "https": 443}
 _FRACTIONS = {1: "all", 2: "a half", 3: "a third", 4: "a quarter"}
 
@@ -114,7 +112,7 @@ class SharedAccount:
         """Count a call that ended, if this account let it in."""
         if not isinstance(event, AttemptFinished) or event.account != self._account:
             return
-        if not event.sent or event.status in _NOT_LET_IN or event.outcome is Outcome.OVERLOADED:
+        if not event.admitted:
             return
         used = self._used.get(event.route)
         if used is None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_clock import VirtualClockLoop
 
+from batcher.errors import NOT_LET_IN
 from batcher.events import AttemptFinished, Event, LaneChanged
 from batcher.ledger import Ledger
 from batcher.sharing import LOOK_EVERY_S, USED_TOGETHER, SharedAccount, account_fingerprint
@@ -129,6 +130,7 @@ def finished(
         sent=sent,
         usage=usage,
         account=account,
+        admitted=sent and status not in NOT_LET_IN,
     )
 
 

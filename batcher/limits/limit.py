@@ -274,13 +274,12 @@ class Limit:
         if self._minute is not None:
             self._minute.used_before(min(used, self.limit) * self._share, since, now)
 
-    def used_elsewhere(self, used: int, age_s: float, now: float) -> None:
-        """Count what others used, less what has refilled since; one may pass after a window at the latest."""
+    def used_elsewhere(self, used: int, now: float) -> None:
+        """Count what others used; one request or token may pass after a window at the latest."""
         if not math.isinf(self.limit):
             # Others that keep a higher limit may use more than there is by ours.
             payable = self._belief.level(now) + self.limit - 1
-            lasting = max(0.0, used - self._belief.rate * age_s)
-            self._belief.take(min(lasting, max(0.0, payable)), now)
+            self._belief.take(min(used, max(0.0, payable)), now)
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to a share of the limit from now on."""

@@ -213,18 +213,17 @@ class Quota:
             one.deplete(wait_s, amount, left, now)
         return [words] if words else []
 
-    def day_used(self, requests: int, tokens: int, *, age_s: float, now: float) -> None:
+    def day_used(self, requests: int, tokens: int, now: float) -> None:
         """Count what was used of the day's limits elsewhere: before this run, or by others beside it.
 
         Args:
             requests: how many.
             tokens: input and output together.
-            age_s: how long ago that was so (seconds, >= 0); what has refilled since does not count.
             now: the present.
         """
         for name, used in (("RPD", requests), ("TPD", tokens)):
             if one := self._limits.get(name):
-                one.used_elsewhere(used, age_s, now)
+                one.used_elsewhere(used, now)
 
     def set_share(self, share: float, now: float) -> None:
         """Keep to `share` (above 0, at most 1) of each minute limit: others on this account have the rest."""

@@ -214,7 +214,7 @@ class Allowance:
     def used_elsewhere(self, requests: int, tokens: int, now: float) -> None:
         """Count what others have used of the day's limits; where none is known, the provider will tell."""
         if self._quota is not None:
-            self._quota.day_used(requests, tokens, age_s=0.0, now=now)
+            self._quota.day_used(requests, tokens, now)
 
     def close(self) -> None:
         """Stop fetching pacing tokens."""

@@ -208,9 +208,9 @@ class QuotaMachine(RuleBasedStateMachine):
         self.share = share
         self.was_shared |= share < 1
 
-    @rule(requests=st.integers(0, 50), tokens=st.integers(0, 3_000), age_s=st.floats(0, 90_000))
-    def others_use_some_of_the_day(self, requests: int, tokens: int, age_s: float) -> None:
-        self.quota.day_used(requests, tokens, age_s=age_s, now=self.now)
+    @rule(requests=st.integers(0, 50), tokens=st.integers(0, 3_000))
+    def others_use_some_of_the_day(self, requests: int, tokens: int) -> None:
+        self.quota.day_used(requests, tokens, self.now)
 
     @invariant()
     def what_was_told_is_never_exceeded(self) -> None:
