@@ -281,7 +281,6 @@ EVENTS: dict[str, tuple[Event, tuple[int, int]]] = {
     "server error": (finished(tokens=None, outcome=Outcome.FAILED, status=503), (1, 0)),
     "bad request": (finished(tokens=None, outcome=Outcome.IGNORED, status=400), (1, 0)),
     "never sent": (finished(tokens=None, outcome=Outcome.FAILED, status=0, sent=False), (0, 0)),
-    "overloaded": (finished(tokens=None, outcome=Outcome.OVERLOADED, status=200), (0, 0)),
     **{
         str(status): (finished(tokens=None, outcome=Outcome.IGNORED, status=status), (0, 0))
         for status in (401, 402, 403, 404, 413, 429, 498)
