@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -19,6 +20,9 @@ batcher run jobs.jsonl --base-url http://localhost:8000/v1 --model my-model
 batcher check jobs.jsonl                     find every bad line before a cent is spent
 batcher status results/jobs.jsonl            where a run stands
 """
+
+# What Python and pyreqwest say where the system lets a process start no more threads.
+_NO_THREAD = re.compile("start new thread|spawn .*thread")
 
 COMMANDS = {
     "run": "Run a job file and write one result line for each job; run again to resume.",
@@ -126,6 +130,10 @@ def _run(args: list[str] | None) -> int:
             _say(f"batcher: {error.filename or 'the output'}: {error.strerror}; check the disk")
         return 74
     except Exception as error:
+        if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
+            advice = "raise the limit on processes (ulimit -u, or the container's)"
+            _say(f"batcher: {error}: {advice}, then run the same command again")
+            return 75
         _say(f"batcher: this is a bug: {type(error).__name__}: {error}")
         if os.environ.get("BATCHER_LOG_LEVEL", "").lower() == "debug":
             raise

@@ -66,15 +66,18 @@ def run(ctx: click.Context, /, files: tuple[str, ...], **options: Any) -> None:
     The same command again resumes. Exit codes: 0 every job has an answer, 3 some failed for good or some
     lines were bad, 75 stopped early (run it again), 2, 65, 66, 69, 70, 74, 77, 78: see the README.
     """
-    from batcher.config import load_settings, shown  # noqa: PLC0415 - --help stays quick
+    from batcher.cli.signals import EndingSignals  # noqa: PLC0415 - --help stays quick
 
-    config = options.pop("config")
-    ours = {name: options.pop(name) for name in _NOT_SETTINGS}
-    settings = load_settings(config, options)
-    if ours["show_config"]:
-        click.echo(shown(settings), nl=False)
-        return
-    ctx.exit(_run(files, settings, config, ours))
+    with EndingSignals() as signals:
+        from batcher.config import load_settings, shown  # noqa: PLC0415
+
+        config = options.pop("config")
+        ours = {name: options.pop(name) for name in _NOT_SETTINGS}
+        settings = load_settings(config, options)
+        if ours["show_config"]:
+            click.echo(shown(settings), nl=False)
+            return
+        ctx.exit(_run(files, settings, config, ours, signals))
 
 
 _NOT_SETTINGS = (
@@ -91,12 +94,13 @@ _NOT_SETTINGS = (
 )
 
 
-def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[str, Any]) -> int:
+def _run(
+    files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[str, Any], signals: Any
+) -> int:
     import json  # noqa: PLC0415
 
     from batcher.batch import run_batch  # noqa: PLC0415
     from batcher.cli.console import Console, log_to_stderr  # noqa: PLC0415
-    from batcher.cli.signals import ending_on_signals  # noqa: PLC0415
     from batcher.engines.stop import Stop  # noqa: PLC0415
     from batcher.observe.summary import one_line  # noqa: PLC0415
     from batcher.spec import RunSpec  # noqa: PLC0415
@@ -122,7 +126,7 @@ def _run(files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[
     async def story() -> dict[str, Any]:
         stop = Stop()
         async with console:
-            with ending_on_signals(stop, console.say):
+            with signals.ending(stop, console.say):
                 return await run_batch(spec, settings, os.environ, stop, console)
 
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:

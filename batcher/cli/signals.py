@@ -73,10 +73,3 @@ class EndingSignals:
                 forced = StopReason.FORCED_INT if number is signal.SIGINT else StopReason.FORCED_TERM
                 say(f"{number.name}: giving up the calls in flight, keeping what has come in")
                 stop.abort(forced, f"a second signal ({number.name}) forced the end")
-
-
-@contextmanager
-def ending_on_signals(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
-    """Let signals end the run for as long as the context lasts, and no longer."""
-    with EndingSignals() as signals, signals.ending(stop, say):
-        yield

@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from batcher.cli.signals import EndingSignals, ending_on_signals
+from batcher.cli.signals import EndingSignals
 from batcher.engines.stop import Stop, StopReason
 
 TAKEN = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -31,7 +30,7 @@ async def send(*numbers: signal.Signals) -> None:
 @pytest.mark.parametrize("number", TAKEN, ids=name_of)
 async def test_the_first_signal_drains(number: signal.Signals) -> None:
     stop, said = Stop(), list[str]()
-    with ending_on_signals(stop, said.append):
+    with EndingSignals() as signals, signals.ending(stop, said.append):
         await send(number)
     assert (stop.reason, stop.message) == (StopReason.INTERRUPTED, f"{number.name} received")
     assert (stop.draining.is_set(), stop.aborting.is_set()) == (True, False)
@@ -44,7 +43,7 @@ async def test_the_first_signal_drains(number: signal.Signals) -> None:
 )
 async def test_the_second_signal_aborts(first: signal.Signals, second: signal.Signals, code: int) -> None:
     stop, said = Stop(), list[str]()
-    with ending_on_signals(stop, said.append):
+    with EndingSignals() as signals, signals.ending(stop, said.append):
         await send(first, second)
     assert (stop.reason, stop.aborting.is_set()) == (code, True)
     assert said[1] == f"{second.name}: giving up the calls in flight, keeping what has come in"
@@ -72,14 +71,9 @@ async def test_a_signal_that_comes_after_the_run_changes_nothing(number: signal.
     assert (stop.reason, said) == (None, [])
 
 
-@pytest.mark.parametrize(
-    "hold", [EndingSignals, partial(ending_on_signals, Stop(), print)], ids=["held", "ending a run"]
-)
-async def test_afterwards_signals_do_what_they_did_before(
-    hold: Callable[[], AbstractContextManager[object]],
-) -> None:
+async def test_afterwards_signals_do_what_they_did_before() -> None:
     before = [signal.getsignal(number) for number in TAKEN]
-    with hold():
+    with EndingSignals() as signals, signals.ending(Stop(), print):
         assert not {signal.getsignal(number) for number in TAKEN} & set(before)
     assert [signal.getsignal(number) for number in TAKEN] == before
 

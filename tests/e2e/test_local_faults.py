@@ -105,6 +105,15 @@ def test_descriptors_that_run_out_on_the_way_are_no_failure_of_the_provider(tmp_
     assert not [message for message in told if "calls failed" in message], "the provider was blamed"
 
 
+def hooked(directory: Path, program: str) -> dict[str, str]:
+    """Return an environment in which every Python process first runs `program`."""
+    hook = directory / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(program)
+    own = environment()
+    return own | {"PYTHONPATH": os.pathsep.join(filter(None, [str(hook), own.get("PYTHONPATH")]))}
+
+
 JUMPING = """
 import itertools, time
 from datetime import timedelta
@@ -121,19 +130,41 @@ def test_a_wall_clock_that_jumps_changes_no_wait(tmp_path: Path) -> None:
     """L17: waits are told by the monotonic clock, records by the other one."""
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(60)))
     out = tmp_path / "results" / "jobs.jsonl"
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(JUMPING)
-    own = environment()
-    path = os.pathsep.join(filter(None, [str(hook), own.get("PYTHONPATH")]))
     with simulating(tmp_path, "--latency", 0.02, "--rpm", 1_200, "--fault", "status:503=0.1") as server:
         run = ("run", jobs.name, "--base-url", server.url, "--max-runtime", "1h", "--grace", "1h")
-        done = batcher(*run, cwd=tmp_path, env=own | {"PYTHONPATH": path})
+        done = batcher(*run, cwd=tmp_path, env=hooked(tmp_path, JUMPING))
     assert done.code == 0, done.stderr
     assert_each_once(out, names(60))
     written = [record["at"] for record in read_journal(out, "sent")]
     assert max(written) - min(written) > 700 * 86_400, "the clock did not jump"
     assert 0 <= read_summary(out)["run_s"] < 60
+
+
+THREADLESS = """
+import itertools, threading
+
+started, start = itertools.count(), threading.Thread.start
+
+def refuse(self):
+    if next(started) >= {most}:
+        raise RuntimeError("can't start new thread")
+    start(self)
+
+threading.Thread.start = refuse
+"""
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_machine_that_starts_no_more_threads(tmp_path: Path, server: Simulator, most: int) -> None:
+    """L20: as where `ulimit -u` or a container's limit on processes is reached."""
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, IDS))
+    run = ("run", jobs.name, "--base-url", server.url)
+    done = batcher(*run, cwd=tmp_path, env=hooked(tmp_path, THREADLESS.format(most=most)))
+    again = batcher(*run, cwd=tmp_path)
+    assert done.code == 75, done.stderr
+    assert "ulimit -u" in done.stderr
+    assert again.code == 0, again.stderr
+    assert_each_once(tmp_path / "results" / "jobs.jsonl", IDS)
 
 
 def test_an_output_in_a_file_system_that_cannot_be_written(tmp_path: Path, server: Simulator) -> None:

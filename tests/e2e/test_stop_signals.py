@@ -1,5 +1,6 @@
 """The first signal lets the calls in flight finish, the second ends the run at once."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from harness import (
     Simulator,
     assert_each_once,
     batcher,
+    catches,
     count_lines,
     job,
     names,
@@ -210,6 +212,43 @@ def test_the_first_process_of_a_container_drains_as_well(tmp_path: Path, server:
     assert drained.code == 75, drained.stderr
     assert json.loads(out.with_suffix(".lock").read_bytes())["pid"] == 1
     assert len(read_lines(out)) == server.requests < len(ids)
+
+
+def test_a_signal_before_the_run_begins_counts(tmp_path: Path, server: Simulator) -> None:
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(10)))
+    config = tmp_path / "slow.yaml"
+    os.mkfifo(config)
+    run = ("run", jobs.name, "--base-url", server.url, "-c", config)
+    with started(*run, cwd=tmp_path) as command:
+        command.wait_until(lambda: catches(command.pid, signal.SIGTERM))
+        command.send(signal.SIGTERM)
+        config.write_text("grace: 5\n")
+        done = command.end(10)
+    assert server.requests == 0
+    assert done.code == 75, done.stderr
+    assert "nothing was sent" in done.stderr
+
+
+def test_a_signal_after_the_run_has_ended_changes_nothing(tmp_path: Path, server: Simulator) -> None:
+    jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, names(10)))
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, b" "):  # until not even a summary fits
+            pass
+    os.set_blocking(writer, True)
+    run = ("run", jobs.name, "--base-url", server.url, "--json")
+    with (
+        open(reader, "rb") as stdout,
+        started(*run, cwd=tmp_path, before=lambda: os.dup2(writer, 1)) as command,
+    ):
+        os.close(writer)
+        command.wait_until(lambda: "results: " in command.stderr)
+        command.send(signal.SIGTERM)
+        summary = json.loads(stdout.read())
+        done = command.end(10)
+    assert done.code == 0, done.stderr
+    assert summary["exit_code"] == 0
 
 
 def test_a_signal_while_the_job_file_is_read_ends_the_run_before_anything_is_sent(
