@@ -1,6 +1,7 @@
 """One run of a job file, from the lock on its output to its summary."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Container, Mapping, Sequence
@@ -17,11 +18,11 @@ from batcher.clock import monotonic, utcnow
 from batcher.config import Settings
 from batcher.engines.background import in_background
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BadInput, BatcherError, ConfigError
+from batcher.errors import BadInput, BatcherError, ConfigError, OutputError
 from batcher.events import Emit, Event, JobFinished
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
-from batcher.journal import History, Journal, forget_committed
+from batcher.journal import History, Journal, forget_committed, spent_before
 from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
 from batcher.observe.notices import WriteNotices
@@ -40,6 +41,7 @@ from batcher.wiring import build_run, fitting_concurrency, run_pricing
 log = logging.getLogger(__name__)
 
 _SHARED_RISK = "as locks may not keep another one out there; -o can name a local place"
+_SPENT_EVERY_S = 1.0
 
 
 async def run_batch(
@@ -85,7 +87,7 @@ async def run_batch(
         budget = await _budget(settings, paths, provider.name, index.models)
         run_began_at = monotonic()
 
-        journal = _open_journal(paths, stack)
+        journal = await _open_journal(paths, budget, stack)
         listeners += [journal.attempt_finished, WriteNotices(journal.notice)]
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
@@ -127,7 +129,7 @@ async def run_batch(
         except BatcherError as error:
             stop.fail(error)
         counts = _counts(index)
-        exit_code = _exit_code(stop, stats, counts, wanted)
+        exit_code = _exit_code(stop, stats, counts, wanted, budget)
         journal.run_ended(exit_code)
         facts = RunFacts(
             run_id=spec.run_id,
@@ -139,7 +141,7 @@ async def run_batch(
             index_s=round(run_began_at - index_began_at, 3),
             run_s=round(monotonic() - run_began_at, 3),
             exit_code=exit_code,
-            stopped_because=stop.message if exit_code == stop.reason else "",
+            stopped_because=stop.message if exit_code not in {0, 3} else "",
             resume_at=_resume_at(stop) if exit_code == stop.reason else None,
         )
         content = summary(stats, counts, facts)
@@ -177,6 +179,9 @@ async def _put_in_order(paths: OutputPaths, provider: str, watcher: Watcher) -> 
     if report.quarantined_bytes:
         seen = f"{report.quarantined_bytes} bytes were damaged, as after a crash"
         watcher.warning(str(paths.results), f"{seen}; they are kept in {paths.quarantine}")
+    if report.missing_bytes:
+        gone = f"{report.missing_bytes:,} bytes of results are gone that were on disk"
+        log.warning("%s: %s: jobs that have no result any more run again", paths.results, gone)
     _refuse_mixture(paths, provider)
     return await asyncio.to_thread(history.maybe_charged)
 
@@ -196,21 +201,45 @@ async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -
 async def _budget(
     settings: Settings, paths: OutputPaths | None, provider: str, models: Sequence[str]
 ) -> Budget | None:
-    """Return what the run may still spend.
+    """Return what the run may still spend: results and journal tell what was spent, and the larger sum holds.
 
     Raises:
-        ConfigError: the price of a model is unknown, so that no budget can hold.
+        ConfigError: the price of a model or of a fallback is unknown, so that no budget can hold.
     """
     if settings.max_cost is None:
         return None
     pricing = run_pricing(settings, provider)
-    if unknown := [model for model in models if pricing.price(model) is None]:
+    wanted = dict.fromkeys((*models, *settings.fallback)) if models else ()
+    if unknown := [model for model in wanted if pricing.price(model) is None]:
         raise ConfigError(
             f"max_cost: the price of {', '.join(unknown[:5])} is unknown, so no budget can hold; name it in "
             "the configuration: prices: {MODEL: {input_usd: 0.10, output_usd: 0.40}}, per million tokens"
         )
-    spent_usd = 0.0 if paths is None else await asyncio.to_thread(cost_of_results, paths)
-    return Budget(settings.max_cost, spent_usd=spent_usd)
+    if paths is None:
+        return Budget(settings.max_cost)
+    by_results_usd = await asyncio.to_thread(cost_of_results, paths)
+    by_journal_usd = await asyncio.to_thread(spent_before, paths.journal)
+    return Budget(settings.max_cost, spent_usd=max(by_results_usd, by_journal_usd))
+
+
+async def _keep_spent(journal: Journal, budget: Budget) -> None:
+    """Write down each second, and at the end, what has been spent if that has changed."""
+    written = (-1.0, -1.0)
+
+    def write() -> None:
+        nonlocal written
+        if (now := (budget.spent_usd, budget.reserved_usd)) != written:
+            journal.spent(*now)
+            written = now
+
+    # A journal that cannot be written ends the run by its next call.
+    with contextlib.suppress(OutputError):
+        try:
+            while True:
+                await asyncio.sleep(_SPENT_EVERY_S)
+                write()
+        finally:
+            write()
 
 
 def _refuse_mixture(paths: OutputPaths, provider: str) -> None:
@@ -224,10 +253,12 @@ def _refuse_mixture(paths: OutputPaths, provider: str) -> None:
         )
 
 
-def _open_journal(paths: OutputPaths | None, stack: AsyncExitStack) -> Journal:
+async def _open_journal(paths: OutputPaths | None, budget: Budget | None, stack: AsyncExitStack) -> Journal:
     # A stream leaves no files behind, so its journal goes where nobody keeps it.
     journal = Journal(Path(os.devnull) if paths is None else paths.journal)
     stack.callback(journal.close)
+    if budget is not None:
+        await stack.enter_async_context(in_background(_keep_spent(journal, budget)))
     return journal
 
 
@@ -254,10 +285,14 @@ def _counts(index: JobIndex) -> JobCounts:
     )
 
 
-def _exit_code(stop: Stop, stats: Stats, counts: JobCounts, wanted: int) -> int:
+def _exit_code(stop: Stop, stats: Stats, counts: JobCounts, wanted: int, budget: Budget | None) -> int:
     """Return the exit code: the strongest reason to stop, else whether all have an answer."""
+    if budget is not None and budget.turned_down_usd is not None and stats.finished < wanted:
+        stop.drain(StopReason.BUDGET, budget.reached)
     # A signal or a deadline that came with the last result kept nobody from finishing.
     harmless = stop.reason is StopReason.INTERRUPTED and stats.finished >= wanted
+    if stop.reason is StopReason.UNREACHABLE and set(stats.call_errors) == {"tls"}:
+        return int(StopReason.CONFIG)  # a certificate that is not trusted will not become so by waiting
     if stop.reason is not None and not harmless:
         return int(stop.reason)
     return 3 if stats.failed or counts.failed_before or counts.bad_lines else 0

@@ -103,8 +103,7 @@ def build_run(
 
     def budget_reached(budget: Budget) -> None:
         emit(BudgetReached(spent_usd=budget.spent_usd, budget_usd=budget.limit_usd))
-        spent = f"${budget.spent_usd:.4f} are spent"
-        stop.drain(StopReason.BUDGET, f"the cost budget of ${budget.limit_usd:g} is reached: {spent}")
+        stop.drain(StopReason.BUDGET, budget.reached)
         routing.park(stop.message)
 
     pricing = run_pricing(settings, provider)
