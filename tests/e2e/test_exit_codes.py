@@ -236,7 +236,7 @@ def test_78_a_key_does_not_travel_in_the_clear(cwd: Path) -> None:
 
 CONFIGURATIONS = {
     "misspelt key": ("concurency: 5\n", "concurrency"),
-    "misspelt key in a section": ("retry: {attemps: 5}\n", "attempts"),
+    "misspelt key in a section": ("retry: {server: {attemps: 5}}\n", "attempts"),
     "not YAML": ("rpm: [1\n", "batcher.yaml:"),
     "code": ("model: !!python/object/apply:os.getpid []\n", "batcher.yaml"),
 }

@@ -88,7 +88,7 @@ def test_keys_and_prompts_show_up_nowhere_and_no_redirect_is_followed(tmp_path: 
             assert {kind for kind in met if kind.startswith("redirect:")}
         assert not was_called()
 
-    assert [done.code for done in ends if done.code not in (0, 3)] == [77], ends
+    assert {done.code for done in ends} <= {0, 3}, ends  # a 401 among answers ends no run
     assert not [done for done in ends if SENTINEL in done.stdout + done.stderr]
     assert not [done for done in ends if PROMPT in done.stdout + done.stderr]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -91,7 +91,7 @@ async def test_a_fallback_is_named_in_the_result() -> None:
         pytest.param(
             [ServerError("no", code="503", status=503, retry_after_s=60.0)], 1.0, False, id="in a backoff"
         ),
-        pytest.param([ConnectFailed("no", code="connect", sent=False)], 0.5, False, id="in an outage"),
+        pytest.param([ConnectFailed("no", code="connect", sent=False)], 1e-6, False, id="in an outage"),
     ],
 )
 async def test_a_deadline_fails_the_job_on_time(
