@@ -142,6 +142,8 @@ class CallError(BatcherError):
         limits: what the reply's headers said about limits.
         sent: whether the request may have reached the provider, so that it may have been charged.
         probe: whether the call found out for all if the provider is back; no job is to blame for its end.
+        unread: the connection closed before a byte of an answer, as an idle one may just as it is used.
+        resend: the call is made again at once, and not counted: the first of its job that was `unread`.
     """
 
     outcome: ClassVar[Outcome] = Outcome.IGNORED
@@ -172,6 +174,8 @@ class CallError(BatcherError):
         self.limits = limits
         self.sent = sent
         self.probe = False
+        self.unread = False
+        self.resend = False
 
     @property
     def admitted(self) -> bool:
@@ -181,7 +185,7 @@ class CallError(BatcherError):
     @property
     def counted(self) -> bool:
         """Whether this call counts as an attempt of its job."""
-        return self.counts_attempt and not self.probe
+        return self.counts_attempt and not self.probe and not self.resend
 
     def as_a(self, kind: type[_AnyCallError], **changes: Any) -> _AnyCallError:
         """Return the same end of a call as an error of another `kind`, with what `changes` name replaced."""

@@ -39,6 +39,7 @@ class Story:
         attempts: calls that counted as an attempt.
         latency_s: duration of the last call.
         in_calls_s: duration of all calls.
+        resent: whether a call was made again for free, because its connection closed as it was used.
         words: what the server said that failed last, if it failed of itself.
         left_because: why the last route was left.
         fallbacks: models called instead of the one asked for.
@@ -58,6 +59,7 @@ class Story:
         "latency_s",
         "left_because",
         "model",
+        "resent",
         "words",
     )
 
@@ -71,6 +73,7 @@ class Story:
         self.attempts = 0
         self.latency_s = 0.0
         self.in_calls_s = 0.0
+        self.resent = False
         self.words: tuple[int, str] | None = None
         self.left_because = ""
         self.fallbacks: tuple[str, ...] = ()
@@ -175,6 +178,8 @@ class Attempts:
         if self._purse is not None and call.claim is not None:
             self._purse.failed(call.claim, error)
         error.probe = call.permit.probe
+        error.resend = error.unread and not story.resent
+        story.resent = story.resent or error.resend
         story.attempts += error.counted
         words = words_of(error)
         # A server that always says the same to one job, and answers others, is not failing.

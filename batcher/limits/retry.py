@@ -178,6 +178,8 @@ class Tally:
 
     def wait_s(self, error: CallError, random: float) -> float:
         """Return the pause before the next call; `random` is uniform in [0, 1)."""
+        if error.resend:
+            return 0.0
         name = class_of(error)
         if name == "rate_limit":
             # The lane waits as long as the provider asks, for all its jobs at once.

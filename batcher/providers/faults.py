@@ -62,9 +62,11 @@ def fault_of(error: PyreqwestError) -> CallError:
             return InvalidRequest(f"no request can be made of it: {reason}", code="bad_request", sent=False)
         case DecodeError() if not isinstance(error, BodyDecodeError):
             return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")
-    return ConnectionLost(
+    lost = ConnectionLost(
         f"the connection broke before the whole answer had come: {reason}", code="connection_lost"
     )
+    lost.unread = not isinstance(error, BodyDecodeError)
+    return lost
 
 
 def _causes(error: PyreqwestError) -> list[str]:

@@ -274,3 +274,30 @@ async def test_a_schema_that_cannot_be_used_fails_before_a_call() -> None:
     with pytest.raises(InvalidRequest, match="the schema cannot be used: 'objekt' is not valid"):
         await complete(run, job(schema=b'{"type":"objekt"}'))
     assert run.log == []
+
+
+def closed_as_it_was_used() -> ConnectionLost:
+    error = ConnectionLost("closed before a byte of the answer", code="connection_lost")
+    error.unread = True
+    return error
+
+
+async def test_a_connection_that_closes_as_it_is_used_costs_one_free_call_at_once() -> None:
+    run = Run({"m": [closed_as_it_was_used(), YES]})
+    answer, story = await complete(run, job())
+    assert answer is YES
+    assert (story.attempts, story.calls) == (1, 2)
+    assert [at for at, _, _ in run.provider.calls] == [0.0, 1.0], (
+        "a call takes a second: nothing is waited for"
+    )
+    assert ("unknown", "j", "1", "connection_lost") in run.log, "the server may have read it all the same"
+
+
+async def test_only_the_first_such_call_is_free() -> None:
+    run = Run({"m": [YES, *(closed_as_it_was_used() for _ in range(9))]})
+    other = asyncio.create_task(complete(run, job()))
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionLost):
+        await complete(run, job())
+    assert len(run.provider.calls) == 1 + 1 + 5, "the other's answer, the free one, and those of its class"
+    await other

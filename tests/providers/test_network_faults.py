@@ -250,6 +250,27 @@ async def test_n24_a_connection_that_is_closed_while_idle_costs_no_job(transport
     assert served == 1_000, "what broke had been read by nobody"
 
 
+@pytest.mark.parametrize(
+    ("begins", "unread"),
+    [
+        pytest.param(b"", True, id="before a byte"),
+        pytest.param(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n", False, id="after the headers"),
+        pytest.param(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf", False, id="in the body"),
+    ],
+)
+async def test_n24_it_is_known_whether_any_of_an_answer_came(
+    transport: Open, begins: bytes, unread: bool
+) -> None:
+    async def breaks_off(connection: Connection) -> None:
+        await connection.request()
+        if begins:
+            await connection.send(begins)
+
+    async with raw_server(breaks_off) as server, transport() as pool:
+        error = await fails(pool, server.url, ConnectionLost)
+        assert (error.sent, error.unread) == (True, unread)
+
+
 async def test_n25_a_kept_connection_whose_other_end_is_gone(transport: Open) -> None:
     async with raw_server(at_first(falls_silent_when_asked_again)) as server, transport() as pool:
         assert (await ask(pool, server.url)).text == "first"
