@@ -125,7 +125,7 @@ async def test_it_raises_what_the_transport_raises() -> None:
     kinds = sorted({*FAULTS, *MIXED, "html:403", "redirect:307"} - {"refused"})
     timeouts_s = dict.fromkeys(["slow", *ERRORS[AttemptTimeout].split()], 0.5)
     settings = SimulatorSettings(faults=FaultPlan(by_id={kind: (kind,) for kind in kinds}))
-    # No connection is used twice: one that closes as it is used would break a call that was to fail otherwise.
+    # No connection is used twice: one that closes as it is used would break a call that fails otherwise.
     pool = Pool(PoolSettings(max_connections=len(kinds), idle_timeout_s=0.001))
     async with start_embedded(settings) as server:
         over_http = OpenAICompatible(pool, f"{server.url}/v1", None)
