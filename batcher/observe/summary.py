@@ -96,7 +96,8 @@ def one_line(content: dict[str, Any]) -> str:
     now = [f"{jobs['succeeded']:,} answered"]
     for what in ("failed", "pending"):
         if jobs[what]:
-            why = _most_common(content["failures"] if what == "failed" else calls["errors"])
+            # Why jobs are pending is said by what ended the run; errors that were overcome are no reason.
+            why = _most_common(content["failures"]) if what == "failed" else ""
             now.append(f"{jobs[what]:,} {what}{why}")
     pace = f"in {content['run_s']:.1f} s ({content['jobs_per_s']:.1f}/s)"
     made = f"{counted(calls['total'], 'call')}, {calls['retries']:,} retries"
