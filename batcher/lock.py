@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +17,8 @@ from batcher.types import OutputPaths
 
 _REPLACED_MAX = 20
 _HOLDER_MAX_BYTES = 4096
+_LOOKS_MAX = 50
+_LOOK_AGAIN_S = 0.02
 
 
 class OutputLock:
@@ -88,18 +91,26 @@ class OutputLock:
             with output_errors(path), contextlib.ExitStack() as opened:
                 fd = open_private(path, os.O_RDWR)
                 opened.callback(os.close, fd)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as exc:
-                    raise LockHeld(
-                        f"{self._paths.results} is in use by {self._holder()}; "
-                        "wait until it has ended, or name another output with -o"
-                    ) from exc
+                self._take(fd)
                 # A lock on a file that was deleted or replaced in between protects nothing.
                 if _stands_at(path, fd):
                     opened.pop_all()
                     return fd
         raise OutputError(f"{path} is replaced again and again; keep other programs away from it")
+
+    def _take(self, fd: int) -> None:
+        # Who asks for the holder has the lock for a moment, and a holder needs one to sign.
+        for look in range(_LOOKS_MAX):
+            try:
+                return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if look > 1 and (by := self._holder()):
+                    break
+                time.sleep(_LOOK_AGAIN_S)
+        else:
+            by = "another run"
+        advice = "wait until it has ended, or name another output with -o"
+        raise LockHeld(f"{self._paths.results} is in use by {by}; {advice}")
 
     def _sign(self) -> None:
         signature = {
@@ -110,12 +121,12 @@ class OutputLock:
         }
         os.pwrite(self._lock_fd, orjson.dumps(signature, option=orjson.OPT_APPEND_NEWLINE), 0)
 
-    def _holder(self) -> str:
+    def _holder(self) -> str | None:
         with contextlib.suppress(OSError, orjson.JSONDecodeError, KeyError, TypeError):
             with self._paths.lock.open("rb") as file:
                 by = orjson.loads(file.read(_HOLDER_MAX_BYTES))
             return f"run {by['run_id']} (pid {by['pid']} on {by['host']}, since {by['started']})"
-        return "another run"
+        return None
 
 
 def _stands_at(path: Path, fd: int) -> bool:

@@ -1,15 +1,18 @@
+import fcntl
 import signal
 import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from batcher.errors import LockHeld, OutputError
 from batcher.lock import OutputLock
+from batcher.results.files import make_directory
 from batcher.types import OutputPaths, output_paths
 
 # Says "ready", waits for a line, tries, says how it went, and holds on until its stdin closes.
@@ -156,3 +159,26 @@ def test_the_lock_is_not_inherited(paths: OutputPaths) -> None:
             assert '"run_id":"next"' in paths.lock.read_text()
     finally:
         child.communicate(b"\n")
+
+
+def test_a_moment_of_somebody_who_asks_for_the_holder_keeps_no_run_out(paths: OutputPaths) -> None:
+    with OutputLock(paths, run_id="before"):
+        pass
+    with paths.lock.open("rb") as asked, ThreadPoolExecutor() as threads:
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        lock = OutputLock(paths, run_id="mine")
+        taken = threads.submit(lock.acquire)
+        fcntl.flock(asked, fcntl.LOCK_UN)
+        taken.result()
+    lock.release()
+
+
+def test_a_holder_that_has_not_signed_yet_is_waited_for(paths: OutputPaths) -> None:
+    make_directory(paths.lock.parent)
+    with paths.lock.open("wb") as held, ThreadPoolExecutor() as threads:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        refused = threads.submit(OutputLock(paths, run_id="mine").acquire)
+        held.write(b'{"run_id":"theirs","pid":7,"host":"here","started":"now"}\n')
+        held.flush()
+        with pytest.raises(LockHeld, match="run theirs"):
+            refused.result()
