@@ -17,7 +17,8 @@ from batcher.types import OutputPaths
 
 _REPLACED_MAX = 20
 _HOLDER_MAX_BYTES = 4096
-_LOOKS_MAX = 50
+_LOOKS = 3
+_LOOKS_FOR_A_NAME = 50
 _LOOK_AGAIN_S = 0.02
 
 
@@ -91,26 +92,26 @@ class OutputLock:
             with output_errors(path), contextlib.ExitStack() as opened:
                 fd = open_private(path, os.O_RDWR)
                 opened.callback(os.close, fd)
-                self._take(fd)
+                self._take(path, fd)
                 # A lock on a file that was deleted or replaced in between protects nothing.
                 if _stands_at(path, fd):
                     opened.pop_all()
                     return fd
         raise OutputError(f"{path} is replaced again and again; keep other programs away from it")
 
-    def _take(self, fd: int) -> None:
-        # Who asks for the holder has the lock for a moment, and a holder needs one to sign.
-        for look in range(_LOOKS_MAX):
+    def _take(self, path: Path, fd: int) -> None:
+        # Who asks for the holder has the lock for a moment, and a holder of the lock file needs one to sign.
+        by = None
+        for look in range(_LOOKS_FOR_A_NAME if path == self._paths.lock else _LOOKS):
             try:
                 return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if look > 1 and (by := self._holder()):
+                by = self._holder()
+                if by and look >= _LOOKS:
                     break
                 time.sleep(_LOOK_AGAIN_S)
-        else:
-            by = "another run"
         advice = "wait until it has ended, or name another output with -o"
-        raise LockHeld(f"{self._paths.results} is in use by {by}; {advice}")
+        raise LockHeld(f"{self._paths.results} is in use by {by or 'another run'}; {advice}")
 
     def _sign(self) -> None:
         signature = {
