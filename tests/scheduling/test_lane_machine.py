@@ -88,7 +88,6 @@ class Asking:
     patience_s: float
     task: asyncio.Task[Permit] = field(init=False)
     overtaken_at: float | None = None
-    through_at: float = 0.0
 
 
 class World(RuleBasedStateMachine):
@@ -99,6 +98,7 @@ class World(RuleBasedStateMachine):
         self.loop = CreepingClockLoop()
         self.slots = RunSlots(slots)
         self.asking: list[Asking] = []
+        self.line: list[Asking] = []
         self.open: list[tuple[Lane, Permit]] = []
         self.asleep: list[tuple[Lane, asyncio.Task[None]]] = []
         self.granted: Counter[Lane] = Counter()
@@ -196,15 +196,20 @@ class World(RuleBasedStateMachine):
 
     async def wait(self, asking: Asking) -> Permit:
         lane = asking.lane
-        permit = await lane.permit(
-            priority=-asking.key[0],
-            since=asking.key[1],
-            demand=Demand(asking.tokens, 0) if asking.tokens else NOTHING,
-            patience_s=asking.patience_s,
-        )
+        self.line.append(asking)
+        try:
+            permit = await lane.permit(
+                priority=-asking.key[0],
+                since=asking.key[1],
+                demand=Demand(asking.tokens, 0) if asking.tokens else NOTHING,
+                patience_s=asking.patience_s,
+            )
+        finally:
+            self.line.remove(asking)  # tasks wake in the order in which the lane let them go
         self.open.append((lane, permit))
         self.granted[lane] += 1
-        asking.through_at = self.since[permit] = now = self.loop.time()
+        self.since[permit] = now = self.loop.time()
+        self.check_order(asking, now)
         if self.orderly:
             assert lane.parked is None
             assert lane.hindrance(now) == "", "let through a gate that is shut"
@@ -306,25 +311,28 @@ class World(RuleBasedStateMachine):
 
     # What must hold
 
+    def check_order(self, asking: Asking, now: float) -> None:
+        """See that nobody better was passed over by who got through just now, unless for want of tokens."""
+        rivals = [rival for rival in self.line if rival.lane is asking.lane and rival.key < asking.key]
+        for rival in rivals:
+            assert rival.key[0] == asking.key[0], "somebody more urgent was passed over"
+            assert rival.tokens > asking.tokens, "somebody older was passed over"
+        if rivals:
+            first = min(rivals, key=lambda rival: rival.key)
+            if first.overtaken_at is None:
+                first.overtaken_at = now
+            assert now - first.overtaken_at < OVERTAKEN_S, "the first in line is starved"
+
     def collect(self) -> None:
-        """See who has got what, and that nobody better was passed over."""
+        """See what became of those who no longer ask."""
         through = [asking for asking in self.asking if asking.task.done()]
         self.asking = [asking for asking in self.asking if not asking.task.done()]
-        for asking in sorted(through, key=lambda asking: asking.through_at):
-            if asking.task.cancelled():
-                continue
-            if error := asking.task.exception():
+        for asking in through:
+            if not asking.task.cancelled() and (error := asking.task.exception()):
                 self.check_error(asking, error)
-                continue
-            rivals = [rival for rival in self.asking if rival.lane is asking.lane and rival.key < asking.key]
-            first = min(rivals, key=lambda rival: rival.key, default=None)
-            for rival in rivals:
-                assert rival.key[0] == asking.key[0], "somebody more urgent was passed over"
-                assert rival.tokens > asking.tokens, "somebody older was passed over"
-            if first is not None:
-                if first.overtaken_at is None:
-                    first.overtaken_at = asking.through_at
-                assert asking.through_at - first.overtaken_at < OVERTAKEN_S, "the first in line is starved"
+        for _, sleeper in self.asleep:
+            if sleeper.done() and not sleeper.cancelled() and (error := sleeper.exception()):
+                assert isinstance(error, LaneParked)
         self.asleep = [(lane, task) for lane, task in self.asleep if not task.done()]
 
     def check_error(self, asking: Asking, error: BaseException) -> None:
