@@ -30,6 +30,7 @@ FLOORS: list[set[str]] = [
     {"intake"},
     {"batch"},
     {"api"},
+    {"bench"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "Show where a run stands, also while it runs.",
     "doctor": "Check key, endpoint, disk and limits, and say how to mend what is wrong.",
     "models": "List the models that the account can use.",
+    "bench": "Measure how fast a run is on this machine, and what it costs.",
     "simulator": "Run a local server that answers like Groq or OpenAI, with limits and faults.",
 }
 

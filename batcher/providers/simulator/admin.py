@@ -1,6 +1,6 @@
 """What tests ask the simulator about itself."""
 
-import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +14,23 @@ from batcher.providers.simulator.model import Simulation
 
 @dataclass(slots=True)
 class Connections:
-    """The server's connections: how many came, and how to drop each that is open."""
+    """The server's connections: how many came, the first of them when, and how to drop each that is open."""
 
     accepted: int = 0
+    first_at: float | None = None
     open: set[Callable[[], None]] = field(default_factory=set)
+
+    def opened(self, drop: Callable[[], None], now: float) -> None:
+        """Count a new connection."""
+        self.accepted += 1
+        self.open.add(drop)
+        if self.first_at is None:
+            self.first_at = now
+
+    def reset(self) -> None:
+        """Count those that are open now and, as the first, the next to come."""
+        self.accepted = len(self.open)
+        self.first_at = None
 
 
 def admin_reply(call: Call, simulation: Simulation, connections: Connections, now: float) -> bytes | None:
@@ -36,7 +49,7 @@ def admin_reply(call: Call, simulation: Simulation, connections: Connections, no
             return _json(200, {"admissions": log})
         case "POST", "/admin/reset":
             simulation.reset(now)
-            connections.accepted = len(connections.open)
+            connections.reset()
             return _json(200, {"status": "reset"})
         case _:
             known = "GET /admin/stats, GET /admin/log, POST /admin/reset"
@@ -45,10 +58,14 @@ def admin_reply(call: Call, simulation: Simulation, connections: Connections, no
 
 def stats(simulation: Simulation, connections: Connections, now: float) -> dict[str, Any]:
     """Return the simulation's counts, its connections, and the CPU seconds of this process."""
-    cpu = os.times()
+    first_at = connections.first_at
     return simulation.stats(now) | {
-        "connections": {"accepted": connections.accepted, "open": len(connections.open)},
-        "cpu_s": cpu.user + cpu.system,
+        "connections": {
+            "accepted": connections.accepted,
+            "open": len(connections.open),
+            "first_s_ago": None if first_at is None else now - first_at,
+        },
+        "cpu_s": time.process_time(),
     }
 
 

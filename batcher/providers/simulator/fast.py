@@ -60,8 +60,7 @@ class FastConnection(asyncio.Protocol):
         """Count the connection."""
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
-        self._connections.accepted += 1
-        self._connections.open.add(self._transport.abort)
+        self._connections.opened(self._transport.abort, self._loop.time())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count it as gone."""
