@@ -1,15 +1,15 @@
-"""A hash table of 64-bit numbers in two arrays: 16 bytes a slot, where a dict takes ten times as much."""
+"""A hash table of 64-bit numbers in three arrays: 24 to 32 bytes a key, where a dict takes 150."""
 
 from array import array
-from hashlib import blake2b
 
 _SMALLEST = 1 << 10
 _FREE_BITS = 3
+_64_BITS = (1 << 64) - 1
 
 
 def hash_id(job_id: str) -> int:
-    """Return a 64-bit hash of an id, never 0."""
-    return int.from_bytes(blake2b(job_id.encode(), digest_size=8).digest(), "little") or 1
+    """Return a 64-bit hash of an id, for use within this process only."""
+    return hash(job_id) & _64_BITS
 
 
 def hash_request(request_sha256: str) -> int:
@@ -23,76 +23,61 @@ def hash_job(id_hash: int, request_hash: int) -> int:
 
 
 class Fingerprints:
-    """Maps 64-bit hashes to 64-bit values; open addressing, at most two thirds full.
+    """Maps 64-bit hashes to 64-bit values; open addressing, at most half full.
 
-    Keys must be spread evenly over their low bits, as hashes are, and cannot be 0, which marks a free slot.
-
-    Args:
-        expected: how many keys to make room for at once (>= 0); more are taken too.
+    Keys and values stand in the order in which they came, and a slot holds the number of its entry, so that
+    growing makes only the slots anew. Keys must be spread evenly over their low bits, as hashes are.
     """
 
-    def __init__(self, expected: int = 0) -> None:
-        slots = _SMALLEST
-        while slots * 2 < expected * 3:
-            slots *= 2
-        self._allot(slots)
+    def __init__(self) -> None:
+        self._keys = array("Q")
+        self._values = array("Q")
+        self._allot(_SMALLEST)
 
     def __len__(self) -> int:
-        return self._used
+        return len(self._keys)
 
     def __repr__(self) -> str:
-        return f"<Fingerprints {self._used} in {len(self._keys)} slots>"
+        return f"<Fingerprints {len(self)} in {len(self._slots)} slots>"
 
     def get(self, key: int) -> int | None:
         """Return the value of `key`, or None."""
-        keys, mask = self._keys, self._mask
+        keys, slots, mask = self._keys, self._slots, self._mask
         slot = key & mask
-        while found := keys[slot]:
-            if found == key:
-                return self._values[slot]
+        while number := slots[slot]:
+            if keys[number - 1] == key:
+                return self._values[number - 1]
             slot = (slot + 1) & mask
         return None
 
     def add(self, key: int, value: int) -> int | None:
         """Keep `value` for a `key` that has none yet; return the value that it has already, or None."""
-        keys, mask = self._keys, self._mask
+        keys, slots, mask = self._keys, self._slots, self._mask
         slot = key & mask
-        while found := keys[slot]:
-            if found == key:
-                return self._values[slot]
+        while number := slots[slot]:
+            if keys[number - 1] == key:
+                return self._values[number - 1]
             slot = (slot + 1) & mask
-        keys[slot] = key
-        self._values[slot] = value
-        self._used += 1
-        if self._used > self._limit:
-            self._grow()
+        keys.append(key)
+        self._values.append(value)
+        slots[slot] = len(keys)
+        if 2 * len(keys) > mask:
+            self._allot(2 * len(slots))
         return None
 
     def set(self, key: int, value: int) -> None:
         """Keep `value` for `key`, whatever it had before."""
         if self.add(key, value) is not None:
             slot = key & self._mask
-            while self._keys[slot] != key:
+            while self._keys[self._slots[slot] - 1] != key:
                 slot = (slot + 1) & self._mask
-            self._values[slot] = value
+            self._values[self._slots[slot] - 1] = value
 
-    def _allot(self, slots: int) -> None:
-        self._keys = array("Q", bytes(8 * slots))
-        self._values = array("Q", bytes(8 * slots))
-        self._mask = slots - 1
-        self._limit = slots * 2 // 3
-        self._used = 0
-
-    def _grow(self) -> None:
-        old = zip(self._keys, self._values, strict=True)
-        used = self._used
-        self._allot(2 * len(self._keys))
-        self._used = used
-        keys, values, mask = self._keys, self._values, self._mask
-        for key, value in old:
-            if key:
-                slot = key & mask
-                while keys[slot]:
-                    slot = (slot + 1) & mask
-                keys[slot] = key
-                values[slot] = value
+    def _allot(self, count: int) -> None:
+        self._slots = slots = array("I", (0,)) * count
+        self._mask = mask = count - 1
+        for number, key in enumerate(self._keys, 1):
+            slot = key & mask
+            while slots[slot]:
+                slot = (slot + 1) & mask
+            slots[slot] = number
