@@ -1,18 +1,16 @@
 """`batcher check`: every bad line of a job file, before a cent is spent."""
 
-import json
-import tempfile
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
 from batcher.cli.command import Command, option
-from batcher.config import line_defaults, load_settings
-from batcher.jobs.index import JobIndex, index_jobs
-from batcher.jobs.source import open_sources
-from batcher.observe.summary import counted
 from batcher.text.terminal import on_one_line
+
+if TYPE_CHECKING:
+    from batcher.jobs.index import JobIndex
 
 _BAD_INPUT = 65
 
@@ -47,6 +45,11 @@ def check(
 
     Exits with 0 if all lines are good, 65 if some are bad, 66 if there is no such file.
     """
+    import tempfile  # noqa: PLC0415 - --help stays quick
+
+    from batcher.config import line_defaults, load_settings  # noqa: PLC0415
+    from batcher.jobs.index import index_jobs  # noqa: PLC0415
+    from batcher.jobs.source import open_sources  # noqa: PLC0415
 
     def report(where: str, reason: str) -> None:
         click.echo(on_one_line(f"{where}: {reason}"), err=True)
@@ -68,7 +71,9 @@ def check(
     ctx.exit(_BAD_INPUT if index.bad else 0)
 
 
-def _summary(index: JobIndex, size: int, seconds: float) -> str:
+def _summary(index: "JobIndex", size: int, seconds: float) -> str:
+    from batcher.observe.summary import counted  # noqa: PLC0415
+
     counts = (
         counted(index.queued, "job"),
         counted(len(index.models), "model"),
@@ -79,7 +84,9 @@ def _summary(index: JobIndex, size: int, seconds: float) -> str:
     return f"{', '.join(counts)}; {seconds:.1f} s, {_mb_per_s(size, seconds):.0f} MB/s"
 
 
-def _json_summary(index: JobIndex, size: int, seconds: float) -> str:
+def _json_summary(index: "JobIndex", size: int, seconds: float) -> str:
+    import json  # noqa: PLC0415
+
     return json.dumps(
         {
             "jobs": index.queued,

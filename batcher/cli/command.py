@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 import click
 
-from batcher.errors import ConfigError
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LONGEST_SHOWN = 60
@@ -48,7 +46,8 @@ class Duration(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` if it is a duration; a usage error otherwise."""
-        from batcher.text.durations import duration_s  # noqa: PLC0415 - --help stays quick
+        from batcher.errors import ConfigError  # noqa: PLC0415 - --help stays quick
+        from batcher.text.durations import duration_s  # noqa: PLC0415
 
         try:
             duration_s(value, "duration")
@@ -65,6 +64,7 @@ class Deadline(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return `value` if it is a deadline; a usage error otherwise."""
         from batcher.clock import utcnow  # noqa: PLC0415 - --help stays quick
+        from batcher.errors import ConfigError  # noqa: PLC0415
         from batcher.text.durations import deadline_in_s  # noqa: PLC0415
 
         try:

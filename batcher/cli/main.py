@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from batcher.cli.command import write_examples
-from batcher.errors import BatcherError
 from batcher.text.terminal import on_one_line, printable
 
 EXAMPLES = """
@@ -119,9 +118,6 @@ def _run(args: list[str] | None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BatcherError as error:
-        _say(on_one_line(f"batcher: {error}"))
-        return error.exit_code
     except SystemExit as end:
         # click's own ways out: shell completion, and a reader of stdout that has gone.
         return 74 if end.code else 0
@@ -131,6 +127,11 @@ def _run(args: list[str] | None) -> int:
             _say(f"batcher: {error.filename or 'the output'}: {error.strerror}; check the disk")
         return 74
     except Exception as error:
+        from batcher.errors import BatcherError  # noqa: PLC0415 - --help stays quick
+
+        if isinstance(error, BatcherError):
+            _say(on_one_line(f"batcher: {error}"))
+            return error.exit_code
         if isinstance(error, RuntimeError) and _NO_THREAD.search(str(error)):
             advice = "raise the limit on processes (ulimit -u, or the container's)"
             _say(f"batcher: {error}: {advice}, then run the same command again")

@@ -1,6 +1,5 @@
 """`batcher run`: the main job."""
 
-import asyncio
 import os
 import re
 from datetime import datetime
@@ -97,6 +96,7 @@ _NOT_SETTINGS = (
 def _run(
     files: tuple[str, ...], settings: Any, config: Path | None, ours: dict[str, Any], signals: Any
 ) -> int:
+    import asyncio  # noqa: PLC0415 - --help stays quick
     import json  # noqa: PLC0415
 
     from batcher.batch import run_batch  # noqa: PLC0415
