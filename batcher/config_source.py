@@ -5,14 +5,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
-import yaml
 from msgspec import inspect
 
 from batcher.errors import ConfigError
 from batcher.text.terminal import on_one_line
+
+if TYPE_CHECKING:
+    import yaml
 
 Keys: TypeAlias = tuple[str | int, ...]
 """The way to a value: names, and positions in lists."""
@@ -99,6 +101,8 @@ def read_file(file: Path) -> Source:
     Raises:
         ConfigError: it cannot be read, is not YAML, or sets a name twice.
     """
+    import yaml  # noqa: PLC0415 - takes 10 ms, needed only where there is a file
+
     try:
         with file.open("rb") as stream:
             text = stream.read(MAX_FILE_BYTES + 1)
@@ -140,8 +144,10 @@ def dotted(keys: Keys) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
-def _note_lines(node: yaml.Node, keys: Keys, lines: dict[Keys, int], file: Path) -> None:
+def _note_lines(node: "yaml.Node", keys: Keys, lines: dict[Keys, int], file: Path) -> None:
     """Note on which lines the values stand; YAML itself would take the last of two values of one name."""
+    import yaml  # noqa: PLC0415 - see `read_file`
+
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             lines[*keys, position] = item.start_mark.line + 1
