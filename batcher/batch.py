@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -19,7 +19,7 @@ from batcher.config import Settings
 from batcher.engines.background import in_background
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, BatcherError, ConfigError, OutputError
-from batcher.events import Emit, Event, JobFinished
+from batcher.events import AttemptFinished, Emit, JobFinished, Listeners, Notice
 from batcher.intake import check_inputs, read_jobs
 from batcher.jobs.index import JobIndex
 from batcher.journal import History, Journal, forget_committed, spent_before
@@ -33,6 +33,8 @@ from batcher.results import ResultWriter, open_output, stream_to, write_whole
 from batcher.results.mounts import shared_file_system
 from batcher.resume import cost_of_results, provider_of, repair, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
+from batcher.scheduling.routing import Account, Routing
+from batcher.sharing import SharedAccount
 from batcher.spec import RunSpec, Watcher
 from batcher.text.durations import deadline_in_s
 from batcher.types import OutputPaths, Result, output_paths
@@ -62,8 +64,9 @@ async def run_batch(
     started_at = utcnow()
     deadline_at = _deadline_at(settings, started_at)
     stats = Stats()
-    listeners: list[Emit] = [stats, watcher.event]
-    emit = _all(listeners)
+    emit = Listeners()
+    emit.join(stats)
+    emit.join(watcher.event, JobFinished, *get_args(Notice))
     async with AsyncExitStack() as stack:
         accounts = await stack.enter_async_context(
             open_accounts(settings, environ, emit, simulate=spec.simulate)
@@ -88,7 +91,8 @@ async def run_batch(
         run_began_at = monotonic()
 
         journal = await _open_journal(paths, budget, stack)
-        listeners += [journal.attempt_finished, WriteNotices(journal.notice)]
+        emit.join(journal.attempt_finished, AttemptFinished)
+        emit.join(WriteNotices(journal.notice), AttemptFinished, *get_args(Notice))
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
             *sinks,
@@ -111,9 +115,7 @@ async def run_batch(
             on_lane=lambda account, lane: shared[account].prepare(lane) if account in shared else None,
         )
         shared = await stack.enter_async_context(share_accounts(accounts, routing, environ, emit))
-        watchdog = Watchdog(routing.waits_for)
-        await stack.enter_async_context(in_background(watchdog.watch()))
-        listeners += [watchdog, *(one.watch for one in shared.values())]
+        await _look_on(routing, shared, emit, stack)
         wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
         watcher.running(stats, routing, wanted)
         journal.run_started(
@@ -262,12 +264,15 @@ async def _open_journal(paths: OutputPaths | None, budget: Budget | None, stack:
     return journal
 
 
-def _all(listeners: Sequence[Emit]) -> Emit:
-    def emit(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return emit
+async def _look_on(
+    routing: Routing, shared: Mapping[Account, SharedAccount], emit: Listeners, stack: AsyncExitStack
+) -> None:
+    """Let those listen who count what accounts have used, and who notice when nothing moves."""
+    for account in shared.values():
+        emit.join(account.watch, AttemptFinished)
+    watchdog = Watchdog(routing.waits_for)
+    emit.join(watchdog, AttemptFinished, JobFinished)
+    await stack.enter_async_context(in_background(watchdog.watch()))
 
 
 def _tell_finished(results: Sequence[Result], emit: Emit) -> None:

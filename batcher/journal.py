@@ -16,7 +16,7 @@ import orjson
 
 from batcher.clock import utcnow
 from batcher.errors import OutputError
-from batcher.events import AttemptFinished, Event
+from batcher.events import AttemptFinished
 from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
 from batcher.types import Outcome
 
@@ -91,9 +91,9 @@ class Journal:
         """Say that a call brought an HTTP status that costs nothing, or (0) that it never went out."""
         self._write({"event": "failed", "id": job_id, "attempt": attempt, "status": status})
 
-    def attempt_finished(self, event: Event) -> None:
+    def attempt_finished(self, event: AttemptFinished) -> None:
         """Listen to a run: write down each call that ended without an answer and was not charged."""
-        if not isinstance(event, AttemptFinished) or event.outcome is Outcome.SUCCESS:
+        if event.outcome is Outcome.SUCCESS:
             return
         if event.status or not event.sent:
             self.failed(event.job_id, event.call, event.status)

@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from batcher.clock import utcnow
-from batcher.events import AttemptFinished, Emit, Event, LaneChanged
+from batcher.events import AttemptFinished, Emit, LaneChanged
 from batcher.ledger import Ledger
 
 LOOK_EVERY_S = 0.4
@@ -108,11 +108,9 @@ class SharedAccount:
         if self._runs > 1:
             lane.set_share(_share(self._runs))
 
-    def watch(self, event: Event) -> None:
+    def watch(self, event: AttemptFinished) -> None:
         """Count a call that ended, if this account let it in."""
-        if not isinstance(event, AttemptFinished) or event.account != self._account:
-            return
-        if not event.admitted:
+        if event.account != self._account or not event.admitted:
             return
         used = self._used.get(event.route)
         if used is None:

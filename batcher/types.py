@@ -1,9 +1,11 @@
-"""The values that travel through a run: frozen, slotted, keyword-only."""
+"""The values that travel through a run: frozen, keyword-only; Structs where a run makes millions of them."""
 
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings", "/v1/responses"]
 """A known endpoint, written as a Batch line writes it; `/v1` stands for the path of the base URL."""
@@ -22,8 +24,7 @@ class Outcome(Enum):
     IGNORED = "ignored"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the job file.
 
     Attributes:
@@ -55,8 +56,7 @@ class Job:
     kind: JobKind = "chat"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a provider is asked: one JSON body for one model at one endpoint."""
 
     endpoint: Endpoint
@@ -64,8 +64,7 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of one answer as the provider counted them (all >= 0).
 
     `cached_tokens` are part of `input_tokens`; `reasoning_tokens` are part of `output_tokens`.
@@ -82,8 +81,7 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """A good answer: checked, and still the bytes that the provider sent.
 
     Attributes:
@@ -107,8 +105,7 @@ class Reply:
     limits: "RateLimits | None" = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why a job failed for good, and the last reply there was.
 
     `status` is 0 and `body` empty if no reply ever came.
@@ -121,8 +118,7 @@ class Failure:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The one line written for a job: a reply or a failure, and how it came about.
 
     Attributes:
@@ -165,8 +161,7 @@ class ModelInfo:
     active: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateLimits:
+class RateLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a provider's headers said about its limits; None where they were silent.
 
     Attributes:

@@ -286,13 +286,12 @@ EVENTS: dict[str, tuple[Event, tuple[int, int]]] = {
         for status in (401, 402, 403, 404, 413, 429, 498)
     },
     "another account": (finished(account="another"), (0, 0)),
-    "no call": (LaneChanged(route=MODEL, message="paused"), (0, 0)),
 }
 
 
 @pytest.mark.parametrize(("event", "counted"), EVENTS.values(), ids=EVENTS)
 async def test_what_counts_is_what_was_let_in(
-    joined: Callable[..., Run], event: Event, counted: tuple[int, int]
+    joined: Callable[..., Run], event: AttemptFinished, counted: tuple[int, int]
 ) -> None:
     first = joined()
     first.sharing.watch(event)

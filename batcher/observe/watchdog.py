@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from batcher.clock import monotonic
-from batcher.events import AttemptFinished, Event, JobFinished, JobStarted
+from batcher.events import AttemptFinished, JobFinished
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,9 @@ class Watchdog:
         self._quiet_s = quiet_s
         self._moved_at = self._told_at = monotonic()
 
-    def __call__(self, event: Event) -> None:
-        """Hear an event; what lanes say of themselves is no progress."""
-        if isinstance(event, AttemptFinished | JobFinished | JobStarted):
-            self._moved_at = monotonic()
+    def __call__(self, event: AttemptFinished | JobFinished) -> None:
+        """Hear that something moved; what lanes say of themselves would be no progress."""
+        self._moved_at = monotonic()
 
     async def watch(self) -> None:
         """Look on until cancelled."""

@@ -6,10 +6,22 @@ import pytest
 from virtual_clock import VirtualClockLoop
 
 from batcher.clock import monotonic
-from batcher.events import JobStarted, LaneChanged
+from batcher.events import AttemptFinished
 from batcher.observe.watchdog import Watchdog
+from batcher.types import Outcome
 
-MOVED = JobStarted(job_id="j", model="m")
+MOVED = AttemptFinished(
+    job_id="j",
+    call=1,
+    route="m",
+    outcome=Outcome.SUCCESS,
+    code="",
+    message="",
+    status=200,
+    latency_s=1.0,
+    sent=True,
+    usage=None,
+)
 
 
 @pytest.fixture
@@ -32,7 +44,6 @@ async def test_silence_is_told_again_and_again(dog: Watchdog, caplog: pytest.Log
     dog(MOVED)
     for _ in range(3):
         await asyncio.sleep(100.0)
-        dog(LaneChanged(route="m", message="m: pauses"))  # words, but nothing moves
     await asyncio.sleep(310.0)
     watching.cancel()
     assert caplog.messages == [

@@ -3,11 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 import pytest
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from batcher.clock import monotonic
 from batcher.errors import CallError, InvalidRequest, KeyDoubted, KeyRefused, ModelUnavailable
