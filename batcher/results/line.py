@@ -35,7 +35,13 @@ def encode_result(result: Result) -> bytes:
     body: object
     if isinstance(answer, Reply):
         body = _on_one_line(answer.body)
-        about["usage"] = answer.usage
+        if (usage := answer.usage) is not None:
+            about["usage"] = {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "reasoning_tokens": usage.reasoning_tokens,
+            }
         about["finish_reason"] = answer.finish_reason
     else:
         body = _failed_body(answer)
