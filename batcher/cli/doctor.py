@@ -1,6 +1,5 @@
 """`batcher doctor`: what is wrong, and how to mend it."""
 
-import asyncio
 import os
 import resource
 import shutil
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.command import Command, option, provider_options
-from batcher.errors import BatcherError, KeysRefused, Unreachable
 from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
@@ -62,7 +60,10 @@ def doctor(ctx: click.Context, /, results: Path, **options: Any) -> None:
 
 
 def _endpoint(settings: "Settings") -> str:
-    from batcher.cli.models import list_models  # noqa: PLC0415 - doctor --help stays quick
+    import asyncio  # noqa: PLC0415 - --help stays quick
+
+    from batcher.cli.models import list_models  # noqa: PLC0415
+    from batcher.errors import BatcherError, KeysRefused, Unreachable  # noqa: PLC0415
 
     remedies = {
         KeysRefused: f"put a valid key into {settings.key_variable}",
@@ -109,6 +110,8 @@ def _descriptors() -> str:
 
 
 def _event_loop() -> str:
+    import asyncio  # noqa: PLC0415
+
     from batcher.wiring import fastest_loop  # noqa: PLC0415
 
     return "uvloop" if fastest_loop() is not asyncio.new_event_loop else "asyncio (uvloop is not installed)"

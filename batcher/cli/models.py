@@ -1,6 +1,5 @@
 """`batcher models`: what the account can use."""
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batcher.cli.command import Command, option, provider_options
-from batcher.errors import CallError, KeyRefused, KeysRefused, Unreachable
 from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
@@ -28,7 +26,9 @@ batcher models --json                                for scripts
 @option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def models(as_json: bool, **options: Any) -> None:
     """List the models that the account can use: context, longest answer, price per million tokens."""
-    from batcher.config import load_settings  # noqa: PLC0415 - --help stays quick
+    import asyncio  # noqa: PLC0415 - --help stays quick
+
+    from batcher.config import load_settings  # noqa: PLC0415
     from batcher.pricing import Pricing  # noqa: PLC0415
 
     settings = load_settings(options.pop("config"), options)
@@ -59,6 +59,7 @@ async def list_models(settings: "Settings") -> "list[ModelInfo]":
         Unreachable: the call brought no list.
     """
     from batcher.accounts import open_accounts  # noqa: PLC0415 - loads the transport
+    from batcher.errors import CallError, KeyRefused, KeysRefused, Unreachable  # noqa: PLC0415
 
     listed: dict[str, ModelInfo] = {}
     async with open_accounts(settings, os.environ, lambda event: None) as accounts:

@@ -1,21 +1,16 @@
 """`batcher simulator`: a provider of one's own, with any limits and any faults."""
 
-import asyncio
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from batcher.cli.command import Command, F
-from batcher.errors import UsageError
-from batcher.providers.simulator.fault_plan import parse_faults
-from batcher.providers.simulator.faults import FAULTS, MIXED, PATTERNS
-from batcher.providers.simulator.server import serve
-from batcher.providers.simulator.settings import DEFAULT_MODELS, SimulatorSettings
-from batcher.results.files import write_whole
-from batcher.types import ModelInfo
+
+if TYPE_CHECKING:
+    from batcher.providers.simulator.settings import SimulatorSettings
+    from batcher.types import ModelInfo
 
 EXAMPLES = """
 batcher simulator                                    listen on http://127.0.0.1:8089
@@ -111,6 +106,12 @@ def simulator(
 
     Answers are marked as simulated. GET /admin/stats tells what was asked of it.
     """
+    import asyncio  # noqa: PLC0415 - --help stays quick
+
+    from batcher.providers.simulator.fault_plan import parse_faults  # noqa: PLC0415
+    from batcher.providers.simulator.settings import DEFAULT_MODELS, SimulatorSettings  # noqa: PLC0415
+    from batcher.wiring import fastest_loop  # noqa: PLC0415
+
     if list_faults:
         _list_faults()
         return
@@ -122,13 +123,17 @@ def simulator(
         keys=frozenset(keys),
         **behaviour,  # type: ignore[arg-type]  # the options above, which carry the fields' names and types
     )
-    from batcher.wiring import fastest_loop  # noqa: PLC0415 - --help stays quick
-
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(settings, host, port, port_file))
 
 
-async def _serve(settings: SimulatorSettings, host: str, port: int, port_file: Path | None) -> None:
+async def _serve(settings: "SimulatorSettings", host: str, port: int, port_file: Path | None) -> None:
+    import asyncio  # noqa: PLC0415
+    import signal  # noqa: PLC0415
+
+    from batcher.providers.simulator.server import serve  # noqa: PLC0415
+    from batcher.results.files import write_whole  # noqa: PLC0415
+
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -144,13 +149,18 @@ async def _serve(settings: SimulatorSettings, host: str, port: int, port_file: P
 
 
 def _range(text: str) -> tuple[int, int]:
+    from batcher.errors import UsageError  # noqa: PLC0415
+
     low, dots, high = text.partition("..")
     if not (dots and low.isdecimal() and high.isdecimal()):
         raise UsageError(f"--output-tokens {text!r}: expected MIN..MAX, such as 8..32")
     return int(low), int(high)
 
 
-def _model(text: str) -> ModelInfo:
+def _model(text: str) -> "ModelInfo":
+    from batcher.errors import UsageError  # noqa: PLC0415
+    from batcher.types import ModelInfo  # noqa: PLC0415
+
     name, equals, context = text.partition("=")
     if not name or (equals and not context.isdecimal()):
         raise UsageError(f"--model {text!r}: expected ID or ID=CONTEXT, such as openai/gpt-oss-20b=131072")
@@ -158,6 +168,8 @@ def _model(text: str) -> ModelInfo:
 
 
 def _list_faults() -> None:
+    from batcher.providers.simulator.faults import FAULTS, MIXED, PATTERNS  # noqa: PLC0415
+
     kinds = {name: fault.says for name, fault in FAULTS.items()} | dict(PATTERNS)
     kinds["mixed"] = f"shares its rate out among: {', '.join(MIXED)}"
     for name, says in kinds.items():
