@@ -108,12 +108,14 @@ def test_a_second_signal_gives_up_what_is_in_flight(
     ids = names(30)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
-    # The first 20 are answered, the others never.
+    # The first 20 are answered, the others never. Four calls go out at once from the start; for a fifth the
+    # answers would have to show that more are of use, and on a busy machine each may be there before the next
+    # call is made.
     hangs = [arg for name in ids[20:] for arg in ("--fault", f"id:hang={name}")]
     with simulating(tmp_path, *hangs) as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 5)
+        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 4)
         with started(*run, cwd=tmp_path) as command:
-            command.wait_until(lambda: count_lines(out) == 20 and server.stats()["in_flight"] == 5)
+            command.wait_until(lambda: count_lines(out) == 20 and server.stats()["in_flight"] == 4)
             command.send(first)
             command.wait_until(lambda: first.name in command.stderr)
             assert command.process.poll() is None
@@ -122,15 +124,15 @@ def test_a_second_signal_gives_up_what_is_in_flight(
             forced = command.end(10)
             assert time.monotonic() - forced_at < 3
         in_doubt = {record["id"] for record in read_journal(out, "unknown")}
-        assert server.requests == 25, "a drained run starts nothing new"
+        assert server.requests == 24, "a drained run starts nothing new"
         assert_each_once(out, ids[:20])
         # A hang strikes the first call of its id: what was in flight is free of it now.
-        rest = batcher(*run[:4], "--limit", 5, cwd=tmp_path)
+        rest = batcher(*run[:4], "--limit", 4, cwd=tmp_path)
 
     assert forced.code == code
-    assert in_doubt == set(ids[20:25])
+    assert in_doubt == set(ids[20:24])
     assert rest.code == 0, rest.stderr
-    assert_each_once(out, ids[:25])
+    assert_each_once(out, ids[:24])
 
 
 def test_after_its_grace_a_drained_run_waits_no_longer(tmp_path: Path) -> None:
