@@ -48,6 +48,9 @@ class Blotter:
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return the headers without the key in their values."""
-        if not any(text in value for text in self._texts for value in headers.values()):
+        if not self._texts:
+            return headers
+        values = "\n".join(headers.values())
+        if not any(text in values for text in self._texts):
             return headers
         return {name: self.answer(value.encode()).decode() for name, value in headers.items()}

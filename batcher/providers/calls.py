@@ -1,6 +1,5 @@
 """One account's calls: what every provider that speaks this API does with a request."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from batcher.errors import CallError
@@ -47,11 +46,12 @@ class Calls:
         if not 200 <= status < 300:
             raise self.failure(status, headers, body)
         headers = self._blotter.headers(headers)
-        with contextlib.suppress(CallError):
+        try:
             answer = self._blotter.answer(body)
             return parse_reply(request.endpoint, status, headers, answer, dialect=self._dialect)
-        # It is a failure after all, and those may name the key by its start.
-        body = self._blotter.failure(body)
+        except CallError:
+            # It is a failure after all, and those may name the key by its start.
+            body = self._blotter.failure(body)
         return parse_reply(request.endpoint, status, headers, body, dialect=self._dialect)
 
     async def get(self, url: str, *, timeout_s: float) -> HttpReply:

@@ -18,6 +18,9 @@ LONGEST_WAIT_S = 86_400.0
 
 _LONGEST_MINUTE_S = 90.0
 _REQUESTS_WINDOW_S: dict[Dialect, float] = {"groq": 86_400.0, "openai": 60.0}
+_LIMIT_HEADERS = frozenset(
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining") for of in ("requests", "tokens")
+)
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION_PART = r"\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|ms|s|m|h)"
 _DURATION = re.compile(rf"(?:{_DURATION_PART}){{1,8}}", re.ASCII)
@@ -91,6 +94,8 @@ def _limit_of_litellm(message: str) -> NamedLimit | None:
 
 def rate_limits(headers: Mapping[str, str], dialect: Dialect) -> RateLimits | None:
     """Read the `x-ratelimit-*` headers; a field that makes no sense is None, the whole if all are."""
+    if headers.keys().isdisjoint(_LIMIT_HEADERS):
+        return None
     requests = _count(headers.get("x-ratelimit-limit-requests"))
     requests_left = _count(headers.get("x-ratelimit-remaining-requests"))
     tokens = _count(headers.get("x-ratelimit-limit-tokens"))
@@ -108,6 +113,8 @@ def rate_limits(headers: Mapping[str, str], dialect: Dialect) -> RateLimits | No
 
 def _requests_window_s(headers: Mapping[str, str], dialect: Dialect) -> float:
     """Tell whether requests are counted by the minute or by the day: only a day takes minutes to reset."""
+    if dialect == "groq":
+        return _REQUESTS_WINDOW_S[dialect]
     text = headers.get("x-ratelimit-reset-requests", "").strip()
     reset_s = float(text) if _NUMBER.fullmatch(text) else duration_s(text)
     # A number may also be a moment, in seconds since 1970, which tells nothing of a window.

@@ -13,6 +13,9 @@ from batcher.types import Endpoint, ModelInfo, Reply, Usage
 _SPARE_LAYERS = 100
 """A result line and its readers add a few layers around a body; so many must still be parsed."""
 
+_LAYERS_READ = 1024
+"""So many layers orjson reads at most; each takes two bytes."""
+
 _MOST_TOKENS = 1_000_000_000
 """No call takes as many: a count above it is a fault of the provider's bookkeeping."""
 
@@ -62,7 +65,8 @@ def parse_reply(
 
 def _too_deep(body: bytes) -> bool:
     """Tell whether the body would be beyond a parser's depth once it stands inside a result line."""
-    if body.count(b"{") + body.count(b"[") < _SPARE_LAYERS:
+    most = _LAYERS_READ - _SPARE_LAYERS
+    if len(body) < 2 * most or body.count(b"{") + body.count(b"[") < most:
         return False
     try:
         orjson.loads(b"[" * _SPARE_LAYERS + body + b"]" * _SPARE_LAYERS)

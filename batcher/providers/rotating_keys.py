@@ -1,11 +1,13 @@
 """The keys of one account as one provider: they take turns, and one that is refused for good is left out."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeVar
+
+import msgspec
 
 from batcher.clock import monotonic
 from batcher.errors import CallError, KeyDoubted, KeyRefused, ModelUnavailable
@@ -30,8 +32,7 @@ _NO_CREDIT = frozenset({"insufficient_quota", "payment_required"})
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """One call: its key's number, the model, and the loop time at which it was sent."""
 
     key: int
@@ -68,27 +69,29 @@ class _Standing:
         self.doubt: _Doubt | None = None
         self.doubts: dict[str, _Doubt] = {}
         self._served_at: dict[str, float] = {}  # answered, and not refused since
-        self._out = Counter[str]()
+        self._out: dict[str, int] = {}
 
-    def doubts_of(self, model: str) -> list[_Doubt]:
-        return [doubt for doubt in (self.doubt, self.doubts.get(model)) if doubt is not None]
+    def doubts_of(self, model: str) -> tuple[_Doubt, ...]:
+        if self.doubt is None and not self.doubts:
+            return ()
+        return tuple(doubt for doubt in (self.doubt, self.doubts.get(model)) if doubt is not None)
 
     def sent(self, model: str, now: float) -> None:
-        self._out[model] += 1
+        self._out[model] = self._out.get(model, 0) + 1
         for doubt in self.doubts_of(model):
             doubt.tried_at = now
 
     def ended(self, model: str) -> None:
-        self._out[model] -= 1
-        if not self._out[model]:
+        out = self._out[model] = self._out[model] - 1
+        if not out:
             del self._out[model]
 
     def answered(self, turn: Turn, now: float) -> None:
-        doubt = self.doubts.get(turn.model)
-        if doubt is not None and turn.sent_at < doubt.since:
-            return  # let in before the refusals began
+        if (doubt := self.doubts.get(turn.model)) is not None:
+            if turn.sent_at < doubt.since:
+                return  # let in before the refusals began
+            del self.doubts[turn.model]
         self.doubt = None
-        self.doubts.pop(turn.model, None)
         self._served_at.pop(turn.model, None)
         _remember(self._served_at, turn.model, now)
 
@@ -190,6 +193,8 @@ class KeyRing:
         return Verdict.MODEL_REFUSED if refused else Verdict.DOUBTED
 
     def _next(self, model: str, now: float) -> int | None:
+        if self._turns and not self.is_doubted(self._turns[0], model):
+            return self._turns[0]
         others = any(not self.is_doubted(key, model) for key in self._turns)
         for key in self._turns:
             doubts = self._standings[key].doubts_of(model)

@@ -218,7 +218,7 @@ def test_what_is_no_model_list(body: bytes) -> None:
         parse_models(200, {}, body)
 
 
-@pytest.mark.parametrize(("layers", "readable"), [(500, True), (980, False)])
+@pytest.mark.parametrize(("layers", "readable"), [(500, True), (923, True), (924, False), (980, False)])
 def test_a_body_too_deep_for_a_result_line_is_no_answer(layers: int, readable: bool) -> None:
     deep = b"[" * layers + b"]" * layers
     body = b'{"choices":[{"message":{"content":"x"},"finish_reason":"stop"}],"extra":' + deep + b"}"
