@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,6 @@ from pyreqwest.exceptions import BuilderError, PyreqwestError
 from pyreqwest.http import HeaderMap
 from pyreqwest.proxy import ProxyBuilder
 from pyreqwest.request import RequestBuilder
-from pyreqwest.response import Response
 
 from batcher.errors import BadReply, ConfigError
 from batcher.providers.failures import no_answer
@@ -99,37 +99,31 @@ class Pool:
         await asyncio.sleep(_LETTING_GO_S)
 
     async def _call(self, builder: RequestBuilder, timeout_s: float) -> HttpReply:
-        request = builder.timeout(timedelta(seconds=max(timeout_s, 0.0))).build_streamed()
+        request = builder.timeout(_duration(timeout_s)).build_streamed()
+        cap = self._settings.max_body_bytes
         try:
             async with request as response:
-                headers = _plain(response.headers)
-                return HttpReply(response.status, headers, await self._body(response, headers))
+                status, headers = response.status, _plain(response.headers)
+                length = headers.get("content-length", "")
+                # A body above the cap is left unread, which closes its connection.
+                fits = not length.isdigit() or int(length) <= cap
+                data = await response.body_reader.read(cap + 1) if fits else None
         except PyreqwestError as error:
             raise fault_of(error) from None
+        body = b"" if data is None else data.to_bytes()
+        return HttpReply(status, headers, self._body(status, headers, body, fits=fits and len(body) <= cap))
 
-    async def _body(self, response: Response, headers: Mapping[str, str]) -> bytes:
+    def _body(self, status: int, headers: Mapping[str, str], body: bytes, *, fits: bool) -> bytes:
         try:
-            body = await self._read(response, headers)
+            if not fits:
+                raise self._too_large(status)
             encoding = headers.get("content-encoding", "identity")
-            return body if encoding == "identity" else self._decoded(body, encoding, response.status)
+            return body if encoding == "identity" else self._decoded(body, encoding, status)
         except BadReply:
-            if response.status < 300:
+            if status < 300:
                 raise
             # The status of a failure says enough without its body.
             return b""
-
-    async def _read(self, response: Response, headers: Mapping[str, str]) -> bytes:
-        """Read the body as sent; one above the cap is left unread, which closes its connection."""
-        cap = self._settings.max_body_bytes
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > cap:
-            raise self._too_large(response.status)
-        data = await response.body_reader.read(cap + 1)
-        if data is None:
-            return b""
-        if len(data) > cap:
-            raise self._too_large(response.status)
-        return data.to_bytes()
 
     def _decoded(self, body: bytes, encoding: str, status: int) -> bytes:
         if encoding.lower() not in ("gzip", "x-gzip"):
@@ -149,6 +143,11 @@ class Pool:
     def _too_large(self, status: int) -> BadReply:
         reason = f"it is larger than {self._settings.max_body_bytes} bytes"
         return no_answer(status, {}, b"", reason, code="body_too_large")
+
+
+@lru_cache(maxsize=16)
+def _duration(seconds: float) -> timedelta:
+    return timedelta(seconds=max(seconds, 0.0))
 
 
 def _plain(headers: HeaderMap) -> dict[str, str]:
