@@ -27,7 +27,7 @@ class Figures:
         cpu_user_us_per_job: what a job costs beyond what a process with one job costs, in microseconds; so
             are `cpu_system_us_per_job` and, for both, `cpu_us_per_job`.
         whole_cpu_us_per_job: the CPU time of the whole process by its jobs, in microseconds.
-        peak_mb: most memory (resident, MB of 10**6 bytes).
+        peak_mb: most memory (resident, MB of 10**6 bytes); unknown where the bench itself has used more.
         connections: opened during the run.
         server_cpu_us_per_job: what the server used meanwhile, in microseconds.
         server_cpu_share: of one core, from the first connection to the end, used by the server.

@@ -10,7 +10,16 @@ from typing import Any, Literal
 import orjson
 
 from batcher.bench.figures import Figures, Ratio, medians, per_job_us, percentiles, problems, ratio
-from batcher.bench.processes import BATCHER, YARDSTICK, Cores, Use, clean_environment, measured
+from batcher.bench.processes import (
+    BATCHER,
+    ENTRY,
+    PROFILED,
+    YARDSTICK,
+    Cores,
+    Use,
+    clean_environment,
+    measured,
+)
 from batcher.bench.server import Served, Server, running
 from batcher.bench.targets import Verdict, judge
 from batcher.bench.work import Found, read_results, write_jobs
@@ -38,7 +47,8 @@ class LoadPlan:
         rate: calls a second that the runner is told to keep to (`--rpm`); None is no limit.
         repeat: rounds, > 0.
         programs: which run in each round, in this order.
-        profile: take samples of where the runner's time goes.
+        yardstick_loop: the event loop under the yardsticks; the runner chooses its own.
+        profile: take samples of where the runner's time goes, which costs it some.
     """
 
     jobs: int = 20_000
@@ -49,6 +59,7 @@ class LoadPlan:
     rate: float | None = None
     repeat: int = 3
     programs: tuple[Program, ...] = PROGRAMS
+    yardstick_loop: Literal["asyncio", "uvloop"] = "asyncio"
     profile: bool = False
 
 
@@ -189,8 +200,8 @@ class _Taken:
             whole_jobs_per_s=self.found.answered / use.wall_s,
             cpu_user_us_per_job=per_job_us(use.user_s, start.user_s, jobs),
             cpu_system_us_per_job=per_job_us(use.system_s, start.system_s, jobs),
-            cpu_us_per_job=per_job_us(use.user_s + use.system_s, start.user_s + start.system_s, jobs),
-            whole_cpu_us_per_job=(use.user_s + use.system_s) * 1e6 / jobs,
+            cpu_us_per_job=per_job_us(use.cpu_s, start.cpu_s, jobs),
+            whole_cpu_us_per_job=use.cpu_s * 1e6 / jobs,
             peak_mb=use.peak_mb,
             connections=self.served.connections,
             server_cpu_us_per_job=self.served.cpu_s * 1e6 / jobs,
@@ -216,10 +227,11 @@ class _Rig:
         out = self.directory / "out.jsonl"
         profile = self.directory / "profile.json"
         if name == "batcher":
-            command = [*BATCHER, *self._run_arguments(jobs, out, concurrency)]
+            start = (*PROFILED, str(profile), ENTRY) if self.plan.profile else BATCHER
+            command = [*start, *self._run_arguments(jobs, out, concurrency)]
         else:
             url = f"{self.server.url}/v1/chat/completions"
-            command = [*YARDSTICK, name, str(jobs), str(out), url, str(concurrency)]
+            command = [*YARDSTICK, name, str(jobs), str(out), url, str(concurrency), self.plan.yardstick_loop]
         with _cleared(out, profile):
             mark = self.server.mark()
             use = measured(

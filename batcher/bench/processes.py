@@ -1,6 +1,7 @@
 """Processes that are started on one core, and measured from their start to their end."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -9,9 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+ENTRY = "batcher.cli.main:main"
 BATCHER = (sys.executable, "-m", "batcher.cli.main")
+LOADS = (sys.executable, "-m", "batcher.bench.loads")
+PROFILED = (sys.executable, "-m", "batcher.bench.profiled")
 YARDSTICK = (sys.executable, "-m", "batcher.bench.yardsticks")
 
+_DESCRIPTORS = 65_536
 _LAST_WORDS = 300
 _NOT_OURS = ("BATCHER_", "GROQ_", "OPENAI_")
 
@@ -72,24 +77,30 @@ def pinned(core: int | None) -> Iterator[None]:
 class Use:
     """What a process used (seconds, MB of 10**6 bytes), how it ended and what it said.
 
-    `ended_at` is the moment of its end on `time.monotonic()`.
+    `ended_at` is the moment of its end on `time.monotonic()`. `peak_mb` is None where it was less than the
+    bench itself has used, as the system counts from what the process was before it became another program.
     """
 
     exit_code: int
     wall_s: float
     user_s: float
     system_s: float
-    peak_mb: float
+    peak_mb: float | None
     ended_at: float
     stdout: bytes
     last_words: str
+
+    @property
+    def cpu_s(self) -> float:
+        """User and system."""
+        return self.user_s + self.system_s
 
 
 def measured(
     command: Sequence[str], *, cwd: Path, core: int | None = None, env: Mapping[str, str] | None = None
 ) -> Use:
     """Run a process to its end; whatever happens, it is gone afterwards."""
-    words, out = cwd / "stderr.txt", cwd / "stdout.txt"
+    words, out = cwd / "words.txt", cwd / "told.txt"
     with words.open("wb") as stderr, out.open("wb") as stdout, pinned(core):
         began = time.monotonic()
         process = subprocess.Popen(  # noqa: S603 - our own modules, with arguments of our own
@@ -108,12 +119,33 @@ def measured(
         wall_s=ended_at - began,
         user_s=usage.ru_utime,
         system_s=usage.ru_stime,
-        # Kilobytes on Linux, bytes on macOS.
-        peak_mb=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6,
+        peak_mb=_peak_mb(usage.ru_maxrss),
         ended_at=ended_at,
         stdout=out.read_bytes(),
         last_words=words.read_text(errors="replace").strip()[-_LAST_WORDS:],
     )
+
+
+def _peak_mb(maxrss: int) -> float | None:
+    if sys.platform == "darwin":
+        return maxrss / 1e6
+    return maxrss * 1024 / 1e6 if maxrss > _own_peak_kb() else None
+
+
+def _own_peak_kb() -> int:
+    """Return the most memory of this process; 0 where the system does not say."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and its children open as many files as the system allows it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def clean_environment(directory: Path) -> dict[str, str]:

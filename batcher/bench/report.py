@@ -1,11 +1,9 @@
 """The figures as tables for people and as JSON for programs."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TextIO
 
-from batcher.bench.figures import Figures, Ratio
-from batcher.bench.load import Comparison, LoadPlan
 from batcher.bench.targets import Verdict
 
 
@@ -18,39 +16,25 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def load_tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """Return what the programs reached, and how they compare."""
-    reached = [
-        [f"{one.concurrency:,}", name, *_cells(measured.figures)]
-        for one in comparisons
-        for name, measured in one.programs.items()
-    ]
-    head = [
-        "in flight",
-        "program",
-        "jobs/s",
-        "with start",
-        "CPU us/job",
-        "user",
-        "system",
-        "p50 ms",
-        "p95 ms",
-        "p99 ms",
-        "queued p50 ms",
-        "peak MB",
-        "connections",
-        "server CPU",
-    ]
-    tables = [Table("Load", head, reached)]
-    compared = [
-        [f"{one.concurrency:,}", f"batcher / {name}", *_ratio_cells(found)]
-        for one in comparisons
-        for name, found in one.ratios.items()
-    ]
-    if compared:
-        head = ["in flight", "ratio", "jobs/s", "with start", "jobs per CPU s", "valid"]
-        tables.append(Table("Ratios (above 1: batcher does more)", head, compared))
-    return tables
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What one kind of measurement found.
+
+    Attributes:
+        name: the key of its content in the JSON file.
+        tables: for people.
+        content: for programs.
+        verdicts: the figures that have a target.
+        remarks: what speaks against figures, a sentence each.
+        lost: jobs that do not have exactly one result line.
+    """
+
+    name: str
+    tables: Sequence[Table]
+    content: Mapping[str, Any]
+    verdicts: Sequence[Verdict] = ()
+    remarks: Sequence[str] = ()
+    lost: int = 0
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
@@ -60,41 +44,6 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         [one.says, one.of, f"{one.value:.4g}", f"{one.kind} {one.bound:g}", met[one.met]] for one in verdicts
     ]
     return Table("Targets", ["figure", "of", "measured", "target", "met"], rows)
-
-
-def remarks(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return what speaks against figures, a sentence each."""
-    return [
-        f"concurrency {one.concurrency}, {name}: {reason}"
-        for one in comparisons
-        for name, measured in one.programs.items()
-        for reason in measured.reasons
-    ]
-
-
-def load_content(plan: LoadPlan, comparisons: Sequence[Comparison], absent: dict[Any, str]) -> dict[str, Any]:
-    """Return the load's part of the JSON file; see `Figures`, `Ratio` and `LoadPlan` for its fields."""
-    return {
-        "plan": asdict(plan),
-        "left_out": dict(absent),
-        "concurrency": [
-            {
-                "concurrency": one.concurrency,
-                "programs": {
-                    name: {
-                        **asdict(measured.figures),
-                        "valid": not measured.reasons,
-                        "reasons": measured.reasons,
-                        "rounds": [asdict(figures) for figures in measured.rounds],
-                        "profile": measured.profile,
-                    }
-                    for name, measured in one.programs.items()
-                },
-                "ratios": {name: asdict(found) for name, found in one.ratios.items()},
-            }
-            for one in comparisons
-        ],
-    }
 
 
 def show(tables: Sequence[Table], out: TextIO) -> None:
@@ -129,32 +78,6 @@ def plain(table: Table) -> str:
     return "\n".join([table.title, *lines, ""])
 
 
-def _cells(figures: Figures) -> list[str]:
-    return [
-        _number(figures.jobs_per_s, "{:,.0f}"),
-        _number(figures.whole_jobs_per_s, "{:,.0f}"),
-        _number(figures.cpu_us_per_job, "{:,.0f}"),
-        _number(figures.cpu_user_us_per_job, "{:,.0f}"),
-        _number(figures.cpu_system_us_per_job, "{:,.0f}"),
-        *(
-            _number(None if value is None else value * 1000, "{:,.1f}")
-            for value in (
-                figures.latency_p50_s,
-                figures.latency_p95_s,
-                figures.latency_p99_s,
-                figures.queued_p50_s,
-            )
-        ),
-        _number(figures.peak_mb, "{:,.0f}"),
-        _number(figures.connections, "{:,.0f}"),
-        _number(figures.server_cpu_share, "{:.0%}"),
-    ]
-
-
-def _ratio_cells(found: Ratio) -> list[str]:
-    values = (found.throughput, found.whole_throughput, found.cpu)
-    return [*(_number(value, "{:.2f}") for value in values), "yes" if found.valid else "no"]
-
-
-def _number(value: float | None, pattern: str) -> str:
+def number(value: float | None, pattern: str) -> str:
+    """Return a figure as text, a dash where it is unknown."""
     return "-" if value is None else pattern.format(value)

@@ -70,6 +70,10 @@ class Server:
             cpu_s=after["cpu_s"] - before["cpu_s"],
         )
 
+    def admitted_at_s(self) -> list[float]:
+        """Return when each call was let through, in seconds since the mark; not with `--fast`."""
+        return [admission["at_s"] for admission in self._ask("GET", "/admin/log")["admissions"]]
+
     def close(self) -> None:
         """Let go of the admin connection."""
         self._admin.close()

@@ -1,14 +1,14 @@
 """Bare loops over aiohttp and pyreqwest: read a line, post it, read the answer, write a line; nothing else.
 
 They keep no limits, no retries, no journal and no queue: they say what machine and HTTP client allow.
-Started by the bench as `python -m batcher.bench.yardsticks NAME JOBS OUT URL CONCURRENCY`; what they measured
-themselves goes to stdout as JSON.
+Started by the bench as `python -m batcher.bench.yardsticks NAME JOBS OUT URL CONCURRENCY LOOP`; what they
+measured themselves goes to stdout as JSON.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
@@ -86,13 +86,23 @@ async def _story(name: str, jobs: str, out: str, url: str, concurrency: int) -> 
     return {"latency_s": percentiles(latencies)}
 
 
-def main(name: str, jobs: str, out: str, url: str, concurrency: str) -> None:
+def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop  # noqa: PLC0415 - not made for every platform
+
+    return uvloop.new_event_loop
+
+
+def main(arguments: Sequence[str]) -> None:
     """Run one loop and tell what it measured."""
-    told = asyncio.run(_story(name, jobs, out, url, int(concurrency)))
+    name, jobs, out, url, concurrency, loop = arguments
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        told = runner.run(_story(name, jobs, out, url, int(concurrency)))
     sys.stdout.buffer.write(orjson.dumps(told))
     sys.stdout.flush()
     os._exit(0)  # as the runner does: pyreqwest's thread may still hand things to the interpreter
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,15 +1,19 @@
 """`batcher bench`: how fast a run is on this machine, what it costs, and how that compares."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from batcher.cli.command import Amount, Command, Count, option
+from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
-    from batcher.bench.load import LoadPlan
+    from batcher.bench.processes import Cores
+    from batcher.bench.report import Section
 
 EXAMPLES = """
 batcher bench                                        at 64, 256 and 1,000 calls in flight, beside bare loops
@@ -17,6 +21,8 @@ batcher bench --jobs 2000 --repeat 1                 a first look, in a few seco
 batcher bench --concurrency 4000 --latency 0.5       a slow server with much room
 batcher bench --only batcher --rate 500              what 500 calls a second cost
 batcher bench --only batcher --profile               where the time goes
+batcher bench --start-up --scale 100000              what many jobs cost, and what none do
+batcher bench --adherence                            how limits are kept, in three minutes
 batcher bench --json bench.json                      all figures, for a program
 """
 
@@ -73,7 +79,27 @@ class Names(click.ParamType[tuple[str, ...]]):
     metavar="NAME,...",
     help="Of batcher, aiohttp and pyreqwest, run only these.  [default: all]",
 )
-@option("--profile", is_flag=True, help="Say where the runner's time goes.")
+@option("--yardstick-loop", type=click.Choice(["asyncio", "uvloop"]), default="asyncio", help="Theirs alone.")
+@option("--profile", is_flag=True, help="Say where the runner's time goes; costs it some.")
+@option(
+    "--adherence",
+    "adherence_s",
+    type=Count(),
+    is_flag=False,
+    flag_value=180,
+    metavar="[S]",
+    help="Instead: how runs of S seconds (180) keep to limits, told and untold.",
+)
+@option(
+    "--scale",
+    "scale_jobs",
+    type=Count(),
+    is_flag=False,
+    flag_value=1_000_000,
+    metavar="[N]",
+    help="Instead: memory, CPU a job, index and resume up to N jobs (1,000,000).",
+)
+@option("--start-up", is_flag=True, help="Instead: what commands cost against `python -c pass`.")
 @option(
     "--dir",
     "place",
@@ -87,6 +113,10 @@ class Names(click.ParamType[tuple[str, ...]]):
 def bench(
     ctx: click.Context,
     /,
+    *,
+    adherence_s: int | None,
+    scale_jobs: int | None,
+    start_up: bool,
     programs: tuple[Any, ...] | None,
     place: Path | None,
     json_file: Path | None,
@@ -97,51 +127,58 @@ def bench(
     Each is a process of its own, as a user starts it, on one core; the simulator has another where there is
     one. Exit codes: 0 measured, 1 a run did not bring exactly one result line for each job.
     """
-    from batcher.bench.load import PROGRAMS, LoadPlan  # noqa: PLC0415 - --help stays quick
+    from batcher.bench.adherence import measure_adherence  # noqa: PLC0415 - --help stays quick
+    from batcher.bench.load import PROGRAMS, LoadPlan  # noqa: PLC0415
+    from batcher.bench.load_report import measure_load  # noqa: PLC0415
+    from batcher.bench.processes import choose_cores  # noqa: PLC0415
+    from batcher.bench.scale import measure_scale  # noqa: PLC0415
+    from batcher.bench.startup import measure_start_up  # noqa: PLC0415
 
     plan = LoadPlan(programs=programs or PROGRAMS, **options)
-    ctx.exit(_bench(plan, place, json_file))
+    cores = choose_cores()
+    measures: list[Callable[[Path], Section]] = []
+    if adherence_s is not None:
+        measures.append(lambda directory: measure_adherence(directory, adherence_s, cores, _tell))
+    if scale_jobs is not None:
+        measures.append(lambda directory: measure_scale(directory, scale_jobs, cores, _tell))
+    if start_up:
+        measures.append(lambda directory: measure_start_up(directory, cores, _tell))
+    if not measures:
+        measures.append(lambda directory: measure_load(plan, directory, cores, _tell))
+    _tell(cores.words)
+    sections = [_in_own_directory(measure, place) for measure in measures]
+    _report(sections, cores, json_file)
+    ctx.exit(1 if any(section.lost for section in sections) else 0)
 
 
-def _bench(plan: "LoadPlan", place: Path | None, json_file: Path | None) -> int:
+def _in_own_directory(measure: "Callable[[Path], Section]", place: Path | None) -> "Section":
     import tempfile  # noqa: PLC0415
-    from dataclasses import replace  # noqa: PLC0415
 
+    with tempfile.TemporaryDirectory(prefix="batcher-bench-", dir=place) as directory:
+        return measure(Path(directory).resolve())
+
+
+def _report(sections: "list[Section]", cores: "Cores", json_file: Path | None) -> None:
     import orjson  # noqa: PLC0415
 
-    from batcher.bench import report  # noqa: PLC0415
-    from batcher.bench.load import available, compare  # noqa: PLC0415
     from batcher.bench.machine import machine  # noqa: PLC0415
-    from batcher.bench.processes import choose_cores  # noqa: PLC0415
+    from batcher.bench.report import show, verdict_table  # noqa: PLC0415
     from batcher.results.files import write_whole  # noqa: PLC0415
-    from batcher.wiring import fitting_concurrency  # noqa: PLC0415
 
-    absent = available(plan.programs)
-    for words in absent.values():
-        _tell(f"left out: {words}")
-    plan = replace(plan, programs=tuple(name for name in plan.programs if name not in absent))
-    fitting_concurrency(max(plan.concurrency))  # the children inherit the raised limit
-    cores = choose_cores()
-    _tell(cores.words)
-    with tempfile.TemporaryDirectory(prefix="batcher-bench-", dir=place) as directory:
-        comparisons = list(compare(plan, Path(directory), cores, _tell))
-    verdicts = [verdict for one in comparisons for verdict in one.verdicts(plan)]
-    tables = report.load_tables(comparisons)
-    if verdicts:
-        tables.append(report.verdict_table(verdicts))
-    report.show(tables, sys.stdout)
-    for remark in report.remarks(comparisons):
-        _tell(remark)
+    verdicts = [verdict for section in sections for verdict in section.verdicts]
+    tables = [table for section in sections for table in section.tables]
+    show([*tables, verdict_table(verdicts)] if verdicts else tables, sys.stdout)
+    for section in sections:
+        for remark in section.remarks:
+            _tell(remark)
     if json_file is not None:
         content = {
             "machine": machine(cores),
-            "load": report.load_content(plan, comparisons, absent),
-            "targets": [verdict.as_dict() for verdict in verdicts],
+            **{section.name: section.content for section in sections},
+            "targets": [asdict(verdict) for verdict in verdicts],
         }
         write_whole(json_file, orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    lost = sum(measured.lost for one in comparisons for measured in one.programs.values())
-    return 1 if lost else 0
 
 
 def _tell(words: str) -> None:
-    click.echo(words, err=True)
+    click.echo(on_one_line(words), err=True)

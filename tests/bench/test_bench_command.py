@@ -81,6 +81,16 @@ def test_a_rate_is_kept_and_a_latency_waited_for(tmp_path: Path) -> None:
     assert {verdict["target"] for verdict in content["targets"]} == {"share_of_possible", "peak_mb"}
 
 
+def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
+    options = ["--only", "batcher", "--profile", "--jobs", "200", "--concurrency", "8"]
+    done, content = bench(tmp_path, *options)
+    profile = content["load"]["concurrency"][0]["programs"]["batcher"]["profile"]
+    assert profile["samples"] > 0
+    assert profile["rooms"]["imports"] > 0
+    assert sum(profile["rooms"].values()) == pytest.approx(1, abs=0.01)
+    assert "Profile: rooms, of " in done.stdout
+
+
 def test_what_is_possible_is_bounded_by_latency_and_rate() -> None:
     assert possible_per_s(LoadPlan(), 64) is None
     assert possible_per_s(LoadPlan(latency_s=0.5), 4000) == 8000
