@@ -2,7 +2,7 @@
 
 from collections.abc import Container
 
-from batcher.events import AttemptFinished, JobFinished
+from batcher.events import AttemptFinished
 
 NAMED_MAX = 20
 
@@ -25,11 +25,12 @@ class PaidTwice:
     def __repr__(self) -> str:
         return f"<PaidTwice {self.count} {self.ids}>"
 
-    def __call__(self, event: AttemptFinished | JobFinished) -> None:
-        """Take note of a call, or that no more calls come for a job."""
-        if isinstance(event, JobFinished):
-            self._in_doubt.discard(event.result.job.id)
-            return
+    def finished(self, job_id: str) -> None:
+        """Take note that no more calls come for a job."""
+        self._in_doubt.discard(job_id)
+
+    def called(self, event: AttemptFinished) -> None:
+        """Take note of a call."""
         job_id = event.job_id
         in_doubt = job_id in (self.earlier if event.call == 1 else self._in_doubt)
         if event.sent and in_doubt:

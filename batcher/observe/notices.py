@@ -22,6 +22,9 @@ from batcher.events import (
 
 log = logging.getLogger(__name__)
 
+_MANY = (AttemptFinished, JobStarted, JobFinished)
+"""Of these there are millions, and a user is told of none."""
+
 NOTICES_KEPT = 50
 WRITTEN_CHARACTERS = 500
 EQUAL_EVERY_S = 60.0
@@ -38,8 +41,8 @@ class Wording:
 
     def __call__(self, event: Event) -> str:
         """Return what to tell, "" if there is nothing."""
-        if isinstance(event, AttemptFinished | JobStarted | JobFinished):
-            return ""  # at once: of these there are millions
+        if isinstance(event, _MANY):
+            return ""
         match event:
             case LaneChanged() | CircuitChanged() | KeyDisabled():
                 return event.message

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from batcher.clock import utcnow
-from batcher.events import AttemptFinished, Event, FallbackTaken, JobFinished, JobStarted
+from batcher.events import AttemptFinished, Event, FallbackTaken, JobFinished, JobStarted, Notice
 from batcher.observe.double_charges import PaidTwice
 from batcher.observe.notices import Notices, Wording
 from batcher.types import Outcome, Reply, Result, Usage
@@ -18,6 +18,7 @@ class Histogram:
 
     _WIDTH = math.log(1.02)
     _SMALLEST_S = 1e-6
+    """Shorter durations count as this one, which stands at the start of the first bucket."""
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
@@ -27,7 +28,8 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self._buckets[int(math.log(max(seconds, self._SMALLEST_S)) // self._WIDTH)] += 1
+        widths = math.log(seconds / self._SMALLEST_S) / self._WIDTH if seconds > self._SMALLEST_S else 0.0
+        self._buckets[int(widths)] += 1
         self.count += 1
         self.sum_s += seconds
         self.longest_s = max(self.longest_s, seconds)
@@ -38,7 +40,7 @@ class Histogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= wanted:
-                return min(self.longest_s, math.exp((bucket + 0.5) * self._WIDTH))
+                return min(self.longest_s, self._SMALLEST_S * math.exp((bucket + 0.5) * self._WIDTH))
         return 0.0
 
     def summary(self) -> dict[str, float]:
@@ -109,34 +111,40 @@ class Stats:
         match event:
             case AttemptFinished():
                 self._attempt(event)
-                self.paid_twice(event)
+                self.paid_twice.called(event)
             case JobFinished(result=result):
                 self._finished(result)
-                self.paid_twice(event)
+                self.paid_twice.finished(result.job.id)
             case JobStarted():
                 self.started += 1
-            case FallbackTaken(wanted=wanted, taken=taken):
-                self.fallbacks[wanted, taken] += 1
-        if message := self._words(event):
-            self.notices.add(message, self.now())
+            case _:
+                self._notice(event)
 
     @property
     def finished(self) -> int:
         """Jobs with a result line."""
         return self.succeeded + self.failed
 
+    def _notice(self, event: Notice) -> None:
+        if isinstance(event, FallbackTaken):
+            self.fallbacks[event.wanted, event.taken] += 1
+        if message := self._words(event):
+            self.notices.add(message, self.now())
+
     def _attempt(self, event: AttemptFinished) -> None:
         self.calls += 1
         self.retries += event.call > 1
         self.reached_provider = self.reached_provider or event.sent
-        account = self.accounts.setdefault(event.account, AccountStats())
+        account = self.accounts.get(event.account)
+        if account is None:
+            account = self.accounts[event.account] = AccountStats()
         account.calls += 1
-        account.refused_429 += event.status == 429
         if event.outcome is not Outcome.SUCCESS:
             self.calls_in_vain += 1
             self.last_error = event.message
             self.call_errors[event.code] += 1
             self.refused_429 += event.status == 429
+            account.refused_429 += event.status == 429
             self.maybe_charged += event.sent and not event.status
         if event.usage is not None:
             self._count_tokens(event.usage, self._model(event.route))
@@ -159,7 +167,10 @@ class Stats:
             self.failures[answer.code] += 1
 
     def _model(self, name: str) -> ModelStats:
-        return self.models.setdefault(name, ModelStats())
+        model = self.models.get(name)
+        if model is None:
+            model = self.models[name] = ModelStats()
+        return model
 
     def _count_tokens(self, usage: Usage, model: ModelStats) -> None:
         self.input_tokens += usage.input_tokens

@@ -25,11 +25,12 @@ class Watchdog:
     def __init__(self, waits_for: Callable[[], str], *, quiet_s: float = QUIET_S) -> None:
         self._waits_for = waits_for
         self._quiet_s = quiet_s
+        self._has_moved = False  # since the last look
         self._moved_at = self._told_at = monotonic()
 
     def __call__(self, event: AttemptFinished | JobFinished) -> None:
         """Hear that something moved; what lanes say of themselves would be no progress."""
-        self._moved_at = monotonic()
+        self._has_moved = True
 
     async def watch(self) -> None:
         """Look on until cancelled."""
@@ -40,7 +41,9 @@ class Watchdog:
             if now - asleep_at > LOOK_EVERY_S + STALL_S:
                 stood_still_s = now - asleep_at - LOOK_EVERY_S
                 log.warning("this process stood still for %.0f s: busy, or asleep", stood_still_s)
-                self._moved_at = now  # no answer could be heard
+                self._has_moved = True  # no answer could be heard
+            if self._has_moved:
+                self._has_moved, self._moved_at = False, now
             if now - max(self._moved_at, self._told_at) >= self._quiet_s:
                 self._told_at = now
                 quiet_s = now - self._moved_at

@@ -70,23 +70,23 @@ def test_calls_that_may_be_paid_twice_are_counted_once_each(
     twice = PaidTwice()
     twice.earlier = {"before"}
     for call, end in enumerate(ends, 1):
-        twice(attempt("new", call, end))
+        twice.called(attempt("new", call, end))
     assert (twice.count, twice.ids) == (count, ["new"] * bool(count))
     for call, end in enumerate(ends, 1):
-        twice(attempt("before", call, end))
+        twice.called(attempt("before", call, end))
     assert twice.count - count == count_if_lost_before
 
 
 def test_only_some_are_named_and_jobs_that_ended_are_forgotten() -> None:
     twice = PaidTwice()
     for number in range(3 * NAMED_MAX):
-        twice(attempt(str(number), 1, LOST))
-        twice(attempt(str(number), 2, ANSWERED))
+        twice.called(attempt(str(number), 1, LOST))
+        twice.called(attempt(str(number), 2, ANSWERED))
     assert twice.count == 3 * NAMED_MAX
     assert twice.ids == [str(number) for number in range(NAMED_MAX)]
-    twice(attempt("a", 1, LOST))
-    twice(finished("a"))
-    twice(attempt("a", 2, ANSWERED))
+    twice.called(attempt("a", 1, LOST))
+    twice.finished("a")
+    twice.called(attempt("a", 2, ANSWERED))
     assert twice.count == 3 * NAMED_MAX
 
 
