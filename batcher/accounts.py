@@ -164,7 +164,7 @@ def _load_keys(
 def _connect(pool: "Pool", base_url: str, key: "Secret | None", groq: bool, name: str) -> Provider:
     if groq:
         assert key is not None  # it was required
-        from batcher.providers.groq import Groq  # noqa: PLC0415 - takes 0.3 s to import
+        from batcher.providers.groq import Groq  # noqa: PLC0415
 
         return Groq(pool, key, base_url)
     from batcher.providers.openai_compatible import OpenAICompatible  # noqa: PLC0415

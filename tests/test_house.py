@@ -38,7 +38,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"groq", "pyreqwest", "httpx", "rich", "uvloop", "jsonschema", "genai_prices", "zstandard", "aiohttp"}
 HEAVY |= {"ray", "redis", "prometheus_client", "matplotlib"}
 # Modules that are themselves only imported when their package is needed.
-LATE = {"providers/transport.py", "providers/faults.py", "providers/groq.py"}
+LATE = {"providers/transport.py", "providers/faults.py", "providers/groq_client.py"}
 
 
 def room_of(path: Path) -> str:

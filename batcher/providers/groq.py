@@ -1,23 +1,24 @@
 """Groq: chat goes straight through the pool, the rest of its API through its own client on the same pool."""
 
-import logging
+from typing import TYPE_CHECKING
 
-import httpx
-from asyncio_throttle.throttler import Throttler
-from groq import APIConnectionError, APIStatusError, AsyncGroq, Omit
-
-from batcher.errors import CallError, ConnectionLost
 from batcher.providers.calls import Calls
 from batcher.providers.keys import Secret
-from batcher.providers.replies import parse_models
 from batcher.providers.transport import ACCEPT_ENCODING, Pool
 from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
 
+if TYPE_CHECKING:
+    from batcher.providers.groq_client import GroqClient
+
+HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": ACCEPT_ENCODING,
+    "content-type": "application/json",
+    "user-agent": "batcher",
+}
+"""Of every call, beside the authorization."""
+
 _PREFIX = "/openai"
-_CONTROL_TIMEOUT_S = 60.0
-_CONTROL_CALLS_PER_S = 2
-# Its debug lines show the headers of replies, in which a server may repeat the key.
-logging.getLogger("groq._base_client").addFilter(lambda record: record.levelno >= logging.WARNING)
 
 
 class Groq:
@@ -32,27 +33,20 @@ class Groq:
     name = "groq"
 
     def __init__(self, pool: Pool, key: Secret, base_url: str) -> None:
-        self._client = _QuietGroq(
-            api_key=key.reveal(),
-            base_url=base_url.removesuffix("/v1").removesuffix(_PREFIX),
-            max_retries=0,
-            http_client=httpx.AsyncClient(
-                transport=_PoolTransport(pool), trust_env=False, follow_redirects=False
-            ),
-        )
-        base = str(self._client.base_url).rstrip("/") + _PREFIX
-        headers = self._client.default_headers
+        self._pool = pool
+        self._key = key
+        self._base_url = base_url.removesuffix("/v1").removesuffix(_PREFIX).rstrip("/")
         self._calls = Calls(
             pool,
-            urls={endpoint: base + endpoint for endpoint in ENDPOINTS},
-            headers=[(name, value) for name, value in headers.items() if isinstance(value, str)],
+            urls={endpoint: self._base_url + _PREFIX + endpoint for endpoint in ENDPOINTS},
+            headers=[*HEADERS.items(), ("authorization", f"Bearer {key.reveal()}")],
             key=key,
             dialect="groq",
         )
-        self._throttle = Throttler(rate_limit=_CONTROL_CALLS_PER_S)
+        self._client: GroqClient | None = None
 
     def __repr__(self) -> str:
-        return f"Groq({str(self._client.base_url)!r})"
+        return f"Groq({self._base_url!r})"
 
     async def send(self, request: Request, *, timeout_s: float) -> Reply:
         """Make one HTTP call, bounded by `timeout_s` from its start to the last byte.
@@ -68,58 +62,16 @@ class Groq:
         Raises:
             CallError: the call did not bring an answer.
         """
-        async with self._throttle:
-            try:
-                reply = await self._client.models.with_raw_response.list()
-                return parse_models(
-                    *self._calls.blotted(reply.status_code, reply.headers, await reply.read())
-                )
-            except APIStatusError as error:
-                failed = error.response
-                raise self._calls.failure(failed.status_code, failed.headers, failed.content) from None
-            except APIConnectionError as error:
-                raise _fault_under(error) from None
+        return await self._own_client().models(self._calls)
 
     async def aclose(self) -> None:
         """Close Groq's client; the shared pool stays open."""
-        await self._client.close()
+        if self._client is not None:
+            await self._client.aclose()
 
+    def _own_client(self) -> "GroqClient":
+        from batcher.providers.groq_client import GroqClient  # noqa: PLC0415 - takes 0.15 s to import
 
-class _QuietGroq(AsyncGroq):
-    """Groq's client with these headers only: none from GROQ_CUSTOM_HEADERS, none about this machine."""
-
-    @property
-    def default_headers(self) -> dict[str, str | Omit]:
-        return {
-            "accept": "application/json",
-            "accept-encoding": ACCEPT_ENCODING,
-            "content-type": "application/json",
-            "user-agent": "batcher",
-            "authorization": self.auth_headers["Authorization"],
-        }
-
-
-class _PoolTransport(httpx.AsyncBaseTransport):
-    """Lets Groq's client call through the pool, under its caps and one deadline."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url, headers = str(request.url), request.headers.multi_items()
-        if request.method == "GET":
-            reply = await self._pool.get(url, headers, timeout_s=_CONTROL_TIMEOUT_S)
-        else:
-            body = await request.aread()
-            reply = await self._pool.post(url, headers, body, timeout_s=_CONTROL_TIMEOUT_S)
-        # The body is decoded already.
-        kept = {name: value for name, value in reply.headers.items() if name != "content-encoding"}
-        return httpx.Response(reply.status, headers=kept, content=reply.body, request=request)
-
-
-def _fault_under(error: BaseException) -> CallError:
-    """Find the pool's own fault under the layers that were laid over it."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, CallError):
-        cause = cause.__cause__
-    return cause or ConnectionLost(str(error), code="connection_lost")
+        if self._client is None:
+            self._client = GroqClient(self._pool, self._key, self._base_url)
+        return self._client
