@@ -86,8 +86,14 @@ def build_run(
         on_lane: told of each lane that is made, before its first job.
     """
     provider = accounts[0].provider.name
+    pricing = run_pricing(settings, provider)
+
+    def lane_made(account: Account, lane: Lane) -> None:
+        pricing.price(lane.model)  # loads the tables while there surely are descriptors to open them with
+        on_lane(account, lane)
+
     make_lane = _lane_maker(
-        settings, accounts, emit, concurrency=concurrency, deadline_at=deadline_at, on_lane=on_lane
+        settings, accounts, emit, concurrency=concurrency, deadline_at=deadline_at, on_lane=lane_made
     )
 
     def keys_refused(reason: str) -> None:
@@ -106,7 +112,6 @@ def build_run(
         stop.drain(StopReason.BUDGET, budget.reached)
         routing.park(stop.message)
 
-    pricing = run_pricing(settings, provider)
     purse = None if budget is None else Purse(budget, pricing, budget_reached)
     attempts = Attempts(journal, emit, timeout_s=settings.timeout, purse=purse)
     executor = Executor(Completer(routing, attempts, settings.retry), pricing, emit, provider=provider)

@@ -17,8 +17,18 @@ OWN_FOR_HELP = {"batcher", "batcher.cli", "batcher.cli.command", "batcher.cli.ma
 OWN_FOR_HELP |= {"batcher.text", "batcher.text.terminal"}
 """Of this package, what finds the command and prints."""
 
-SELDOM = {"groq", "httpx", "jsonschema", "rich", "yaml", "zstandard", "batcher.bench"}
-"""What only some runs need: Groq's client, schemas, a configuration file, `.zst` files."""
+SELDOM = {
+    "batcher.bench",
+    "genai_prices",
+    "groq",
+    "httpx",
+    "jsonschema",
+    "pydantic",
+    "rich",
+    "yaml",
+    "zstandard",
+}
+"""What only some runs need: listed prices, Groq's client, schemas, a configuration file, `.zst` files."""
 
 AT_THE_LATEST_AT_START = {"aiolimiter", "tenacity"}
 """Needed once calls fail, which may be because this process can open no more files: not even a module's."""

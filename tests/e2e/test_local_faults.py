@@ -84,13 +84,17 @@ def test_an_odd_machine_keeps_no_run_from_its_end(
     assert modes == dict.fromkeys(modes, 0o600)
 
 
-def test_descriptors_that_run_out_on_the_way_are_no_failure_of_the_provider(tmp_path: Path) -> None:
+@pytest.mark.parametrize("provider", ["groq", "openai-compatible"])
+def test_descriptors_that_run_out_on_the_way_are_no_failure_of_the_provider(
+    tmp_path: Path, provider: str
+) -> None:
+    env = environment(GROQ_API_KEY="gsk_" + "Ab1" * 16)  # with prices to look up as the first answer comes
     ids = names(80)
     jobs = write_jobs(tmp_path / "jobs.jsonl", map(job, ids))
     out = tmp_path / "results" / "jobs.jsonl"
     with simulating(tmp_path, "--latency", 0.1, "--latency-shape", "fixed") as server:
-        run = ("run", jobs.name, "--base-url", server.url, "--concurrency", 100)
-        with started(*run, cwd=tmp_path) as command:
+        run = ("run", jobs.name, "--provider", provider, "--base-url", server.url, "--concurrency", 100)
+        with started(*run, cwd=tmp_path, env=env) as command:
             command.wait_until(lambda: server.requests > 0)
             taken = len(os.listdir(f"/proc/{command.pid}/fd"))
             resource.prlimit(command.pid, resource.RLIMIT_NOFILE, (taken + 3, taken + 3))
