@@ -1,7 +1,7 @@
 """Load: the runner and the yardsticks on the same jobs, round by round."""
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +44,7 @@ class LoadPlan:
         concurrency: calls in flight, each > 0; every one is measured on its own.
         latency_s: of the server, >= 0.
         latency_shape: how latencies spread; other than `fixed`, they take the ordinary simulator.
-        rate: calls a second that the runner is told to keep to (`--rpm`); None is no limit.
+        rate: calls a second that the runner is told to keep to (`--rpm`), > 0; None is no limit.
         repeat: rounds, > 0.
         programs: which run in each round, in this order.
         yardstick_loop: the event loop under the yardsticks; the runner chooses its own.
@@ -121,19 +121,21 @@ def possible_per_s(plan: LoadPlan, concurrency: int) -> float | None:
     return min(bounds, default=None)
 
 
-def available(programs: Sequence[Program]) -> dict[Program, str]:
-    """Return what is wrong with those of `programs` that cannot run here.
+def left_out(plan: LoadPlan) -> dict[Program, str]:
+    """Return why those of the plan's programs that cannot be measured are left out.
 
     Raises:
-        UsageError: none can.
+        UsageError: none is left.
     """
-    absent: dict[Program, str] = {}
-    for name in programs:
-        if name != "batcher" and importlib.util.find_spec(name) is None:
-            absent[name] = f"{name} is not installed: pip install 'batcher[bench]'"
-    if len(absent) == len(programs):
-        raise UsageError("; ".join(absent.values()))
-    return absent
+    reasons: dict[Program, str] = {}
+    for name in plan.programs:
+        if name != "batcher" and plan.rate is not None:
+            reasons[name] = f"{name}: a bare loop keeps to no --rate"
+        elif name != "batcher" and importlib.util.find_spec(name) is None:
+            reasons[name] = f"{name} is not installed: pip install 'batcher[bench]'"
+    if len(reasons) == len(plan.programs):
+        raise UsageError("; ".join(reasons.values()))
+    return reasons
 
 
 def compare(
@@ -253,7 +255,11 @@ class _Rig:
     def _run_arguments(self, jobs: Path, out: Path, concurrency: int) -> list[str]:
         arguments = ["run", str(jobs), "-o", str(out), "--base-url", f"{self.server.url}/v1", "-q"]
         arguments += ["--concurrency", str(concurrency)]
-        return arguments if self.plan.rate is None else [*arguments, "--rpm", str(round(self.plan.rate * 60))]
+        return (
+            arguments
+            if self.plan.rate is None
+            else [*arguments, "--rpm", str(max(1, round(self.plan.rate * 60)))]
+        )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from batcher.bench.figures import Figures, Ratio
-from batcher.bench.load import Comparison, LoadPlan, available, compare
+from batcher.bench.load import Comparison, LoadPlan, compare, left_out
 from batcher.bench.processes import Cores, raise_descriptor_limit
 from batcher.bench.report import Section, Table, number
 
@@ -14,12 +14,12 @@ _SHOWN_FUNCTIONS = 12
 
 
 def measure_load(plan: LoadPlan, directory: Path, cores: Cores, tell: Callable[[str], None]) -> Section:
-    """Measure what the plan says, without the programs that cannot run here.
+    """Measure what the plan says, without the programs that cannot be measured.
 
     Raises:
-        UsageError: none can.
+        UsageError: none is left.
     """
-    absent = available(plan.programs)
+    absent = left_out(plan)
     for words in absent.values():
         tell(f"left out: {words}")
     plan = replace(plan, programs=tuple(name for name in plan.programs if name not in absent))

@@ -63,14 +63,26 @@ class Names(click.ParamType[tuple[str, ...]]):
 @option("--jobs", type=Count(), default=20_000, help="Jobs in each run.")
 @option("--job-bytes", type=Count(), default=600, help="Length of a job's line.")
 @option("--concurrency", type=Counts(), default="64,256,1000", metavar="N,...", help="Calls in flight.")
-@option("--latency", "latency_s", type=float, default=0.0, metavar="S", help="Seconds to an answer.")
+@option(
+    "--latency",
+    "latency_s",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    metavar="S",
+    help="Seconds to an answer.",
+)
 @option(
     "--latency-shape",
     type=click.Choice(["fixed", "uniform", "exponential", "lognormal"]),
     default="fixed",
     help="How latencies spread; the others take the ordinary simulator, which is slower.",
 )
-@option("--rate", type=Amount(), metavar="N", help="Calls a second that the run is told to keep to.")
+@option(
+    "--rate",
+    type=Amount(),
+    metavar="N",
+    help="Calls a second that the run is told to keep to; no yardsticks.",
+)
 @option("--repeat", type=Count(), default=3, help="Rounds; the figures are their medians.")
 @option(
     "--only",
@@ -79,7 +91,9 @@ class Names(click.ParamType[tuple[str, ...]]):
     metavar="NAME,...",
     help="Of batcher, aiohttp and pyreqwest, run only these.  [default: all]",
 )
-@option("--yardstick-loop", type=click.Choice(["asyncio", "uvloop"]), default="asyncio", help="Theirs alone.")
+@option(
+    "--yardstick-loop", type=click.Choice(["asyncio", "uvloop"]), default="asyncio", help="The loops' alone."
+)
 @option("--profile", is_flag=True, help="Say where the runner's time goes; costs it some.")
 @option(
     "--adherence",

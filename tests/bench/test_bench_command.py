@@ -9,7 +9,7 @@ import orjson
 import pytest
 from command_line import call
 
-from batcher.bench.load import LoadPlan, available, possible_per_s
+from batcher.bench.load import LoadPlan, left_out, possible_per_s
 from batcher.bench.report import Table, plain
 from batcher.errors import UsageError
 
@@ -100,9 +100,15 @@ def test_what_is_possible_is_bounded_by_latency_and_rate() -> None:
 def test_a_missing_yardstick_is_named_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "aiohttp" else object())
     words = "aiohttp is not installed: pip install 'batcher[bench]'"
-    assert available(("batcher", "aiohttp", "pyreqwest")) == {"aiohttp": words}
+    assert left_out(LoadPlan()) == {"aiohttp": words}
     with pytest.raises(UsageError, match="aiohttp is not installed"):
-        available(("aiohttp",))
+        left_out(LoadPlan(programs=("aiohttp",)))
+
+
+def test_yardsticks_are_left_out_where_a_rate_is_to_be_kept() -> None:
+    assert list(left_out(LoadPlan(rate=5.0))) == ["aiohttp", "pyreqwest"]
+    with pytest.raises(UsageError, match="a bare loop keeps to no --rate"):
+        left_out(LoadPlan(rate=5.0, programs=("pyreqwest",)))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,7 @@ def test_a_missing_yardstick_is_named_and_the_others_run(monkeypatch: pytest.Mon
     [
         (["--concurrency", "64,none"], "expected a whole number from 1 on, got 'none'"),
         (["--only", "batcher,ray"], "'ray' is none of batcher, aiohttp, pyreqwest"),
+        (["--latency", "-1"], "not in the range"),
         (["--jobs", "0"], "expected a whole number from 1 on"),
         (["--dir", "nowhere"], "does not exist"),
         (["--job-bytes", "10"], "the shortest line of a job has"),
