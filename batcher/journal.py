@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 import zlib
 from array import array
 from bisect import bisect_left
@@ -14,7 +15,6 @@ from typing import BinaryIO, TypeGuard
 import msgspec
 import orjson
 
-from batcher.clock import utcnow
 from batcher.errors import OutputError
 from batcher.events import AttemptFinished
 from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
@@ -125,7 +125,7 @@ class Journal:
 
     def notice(self, message: str, at: datetime) -> None:
         """Say what a user should know of the run, such as a lane that pauses, and when it happened."""
-        self._write({"event": "notice", "message": message, "at": at.timestamp()})
+        self._write({"event": "notice", "message": message}, at=at.timestamp())
 
     def run_ended(self, exit_code: int) -> None:
         """Close a run."""
@@ -137,8 +137,10 @@ class Journal:
             os.close(self._fd)
             self._fd = -1
 
-    def _write(self, record: dict[str, str | int | float], *, summed: bool = False) -> None:
-        record.setdefault("at", utcnow().timestamp())
+    def _write(
+        self, record: dict[str, str | int | float], *, at: float | None = None, summed: bool = False
+    ) -> None:
+        record["at"] = time.time() if at is None else at
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         if summed:
             line = b"%b%b%d}\n" % (line[:-2], _CRC_KEY, _crc(line[:-2], self._run_id))

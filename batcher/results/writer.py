@@ -38,10 +38,10 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         """Write all of `data`, or leave the file as it was and raise `OSError`."""
-        rest = memoryview(data)
         try:
-            while rest:
-                rest = rest[os.write(self.fd, rest) :]
+            written = os.write(self.fd, data)
+            while written < len(data):
+                written += os.write(self.fd, data[written:])
         except OSError:
             self.cut(self.size)
             raise
