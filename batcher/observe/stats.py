@@ -12,24 +12,26 @@ from batcher.observe.double_charges import PaidTwice
 from batcher.observe.notices import Notices, Wording
 from batcher.types import Outcome, Reply, Result, Usage
 
+_BUCKET = math.log(1.02)
+_SMALLEST_S = 1e-6
+"""Shorter durations count as this one, with which the first bucket begins."""
+
 
 class Histogram:
     """Durations in buckets 2 % wide, so that a percentile is right to 1 % in constant memory."""
 
-    _WIDTH = math.log(1.02)
-    _SMALLEST_S = 1e-6
-    """Shorter durations count as this one, which stands at the start of the first bucket."""
+    __slots__ = ("_buckets", "count", "longest_s", "sum_s")
 
     def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
+        self._buckets: dict[int, int] = {}
         self.count = 0
         self.sum_s = 0.0
         self.longest_s = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        widths = math.log(seconds / self._SMALLEST_S) / self._WIDTH if seconds > self._SMALLEST_S else 0.0
-        self._buckets[int(widths)] += 1
+        bucket = int(math.log(seconds / _SMALLEST_S) / _BUCKET) if seconds > _SMALLEST_S else 0
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
         self.count += 1
         self.sum_s += seconds
         self.longest_s = max(self.longest_s, seconds)
@@ -40,7 +42,7 @@ class Histogram:
         for bucket in sorted(self._buckets):
             seen += self._buckets[bucket]
             if seen >= wanted:
-                return min(self.longest_s, self._SMALLEST_S * math.exp((bucket + 0.5) * self._WIDTH))
+                return min(self.longest_s, _SMALLEST_S * math.exp((bucket + 0.5) * _BUCKET))
         return 0.0
 
     def summary(self) -> dict[str, float]:
@@ -112,9 +114,9 @@ class Stats:
             case AttemptFinished():
                 self._attempt(event)
                 self.paid_twice.called(event)
-            case JobFinished(result=result):
-                self._finished(result)
-                self.paid_twice.finished(result.job.id)
+            case JobFinished():
+                self._finished(event.result)
+                self.paid_twice.finished(event.result.job.id)
             case JobStarted():
                 self.started += 1
             case _:
