@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Literal
 
 from batcher.limits.limit import NamedLimit
@@ -37,6 +38,7 @@ _STATED = re.compile(rf"\b(Limit|Used|Requested):?{_AMOUNT}", re.ASCII)
 _TRY_AGAIN = re.compile(rf"try again in ((?:{_DURATION_PART}){{1,8}})", re.ASCII | re.IGNORECASE)
 
 
+@lru_cache(maxsize=64)  # one reply after the other says the same
 def duration_s(text: str) -> float | None:
     """Read a Go duration such as `2m59.56s` or `172ms`, in seconds; None unless the whole text is one."""
     if not _DURATION.fullmatch(text):
