@@ -1,5 +1,6 @@
 """Results that go to stdout go at the pace of who reads them, but no stop waits for a reader."""
 
+import fcntl
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,9 @@ JOBS = 300
 
 @pytest.fixture
 def stalled() -> Iterator[int]:
-    """The writing end of a pipe that nobody reads."""
+    """The writing end of a pipe that nobody reads, and that a few results fill."""
     reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     yield writer
     os.close(writer)
     os.close(reader)
@@ -29,7 +31,7 @@ def said_often(command: Started, word: str, count: int) -> bool:
 @pytest.mark.parametrize(
     ("options", "signals", "code"),
     [
-        pytest.param(("--deadline", "1s", "--grace", "0.2s"), (), 75, id="deadline"),
+        pytest.param(("--deadline", "2s", "--grace", "0.2s"), (), 75, id="deadline"),
         pytest.param(("--grace", "0.2s"), (signal.SIGTERM,), 75, id="SIGTERM and its grace"),
         pytest.param((), (signal.SIGINT, signal.SIGINT), 130, id="SIGINT twice"),
         pytest.param((), (signal.SIGTERM, signal.SIGTERM), 143, id="SIGTERM twice"),
