@@ -8,6 +8,7 @@ from pathlib import Path
 from batcher.bench.processes import BATCHER, Cores, clean_environment, measured
 from batcher.bench.report import Section, Table
 from batcher.bench.server import running
+from batcher.bench.targets import judge
 from batcher.bench.work import write_jobs
 
 LIMITERS = ("token-bucket", "fixed-window", "sliding-window")
@@ -77,6 +78,11 @@ def measure_adherence(directory: Path, seconds: int, cores: Cores, tell: Callabl
             Table("Rate adherence", ["limiter", "limit", "share of the limit used", "429s per 1,000"], rows)
         ],
         content={"rpm": RPM, "seconds": seconds, "runs": [asdict(one) for one in found]},
+        verdicts=[
+            judge("share_of_limit", one.limiter, one.share_of_limit, valid=not reasons)
+            for one in found
+            if one.told and seconds >= 2 * _WINDOW_S
+        ],
         remarks=reasons,
     )
 

@@ -8,6 +8,9 @@ from statistics import median
 BUSY_SHARE = 0.85
 """A server that used more of its core than this may be what was measured."""
 
+IDLE_SHARE = 0.8
+"""A program that nothing bounds and that used less of its core was kept from it, or waited for the disk."""
+
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
     """Return p50, p95 and p99 (nearest rank) of `values`; None if there are none."""
@@ -27,6 +30,7 @@ class Figures:
         cpu_user_us_per_job: what a job costs beyond what a process with one job costs, in microseconds; so
             are `cpu_system_us_per_job` and, for both, `cpu_us_per_job`.
         whole_cpu_us_per_job: the CPU time of the whole process by its jobs, in microseconds.
+        cpu_share: of one core, from the start of the process to its end, used by the program.
         peak_mb: most memory (resident, MB of 10**6 bytes); unknown where the bench itself has used more.
         connections: opened during the run.
         server_cpu_us_per_job: what the server used meanwhile, in microseconds.
@@ -41,6 +45,7 @@ class Figures:
     cpu_system_us_per_job: float | None = None
     cpu_us_per_job: float | None = None
     whole_cpu_us_per_job: float | None = None
+    cpu_share: float | None = None
     peak_mb: float | None = None
     connections: float | None = None
     server_cpu_us_per_job: float | None = None

@@ -204,6 +204,7 @@ class _Taken:
             cpu_system_us_per_job=per_job_us(use.system_s, start.system_s, jobs),
             cpu_us_per_job=per_job_us(use.cpu_s, start.cpu_s, jobs),
             whole_cpu_us_per_job=use.cpu_s * 1e6 / jobs,
+            cpu_share=use.cpu_s / use.wall_s,
             peak_mb=use.peak_mb,
             connections=self.served.connections,
             server_cpu_us_per_job=self.served.cpu_s * 1e6 / jobs,

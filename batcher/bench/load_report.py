@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from batcher.bench.figures import Figures, Ratio
-from batcher.bench.load import Comparison, LoadPlan, compare, left_out
+from batcher.bench.figures import IDLE_SHARE, Figures, Ratio
+from batcher.bench.load import Comparison, LoadPlan, compare, left_out, possible_per_s
 from batcher.bench.processes import Cores, raise_descriptor_limit
 from batcher.bench.report import Section, Table, number
 
@@ -30,7 +30,7 @@ def measure_load(plan: LoadPlan, directory: Path, cores: Cores, tell: Callable[[
         tables=[*_tables(comparisons), *_profiles(comparisons)],
         content=_content(plan, comparisons, absent),
         verdicts=[verdict for one in comparisons for verdict in one.verdicts(plan)],
-        remarks=_remarks(comparisons),
+        remarks=[*_reasons(comparisons), *_idle(plan, comparisons)],
         lost=sum(measured.lost for one in comparisons for measured in one.programs.values()),
     )
 
@@ -50,6 +50,7 @@ def _tables(comparisons: Sequence[Comparison]) -> list[Table]:
         "CPU us/job",
         "user",
         "system",
+        "own CPU",
         "p50 ms",
         "p95 ms",
         "p99 ms",
@@ -81,7 +82,7 @@ def _profiles(comparisons: Sequence[Comparison]) -> Iterator[Table]:
                     yield Table(f"Profile: {name}, {of}", ["where", "", "share"], rows)
 
 
-def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
+def _reasons(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what speaks against figures, a sentence each."""
     return [
         f"concurrency {one.concurrency}, {name}: {reason}"
@@ -89,6 +90,18 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
         for name, measured in one.programs.items()
         for reason in measured.reasons
     ]
+
+
+def _idle(plan: LoadPlan, comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Say where a program that only its core bounds did not have it."""
+    for one in comparisons:
+        for name, measured in one.programs.items():
+            share = measured.figures.cpu_share
+            if possible_per_s(plan, one.concurrency) is None and share is not None and share < IDLE_SHARE:
+                yield (
+                    f"concurrency {one.concurrency}, {name}: it used {share:.0%} of its core: something held"
+                    " it up (other programs, the disk); believe CPU us/job and jobs per CPU s"
+                )
 
 
 def _content(plan: LoadPlan, comparisons: Sequence[Comparison], absent: dict[Any, str]) -> dict[str, Any]:
@@ -123,6 +136,7 @@ def _cells(figures: Figures) -> list[str]:
         number(figures.cpu_us_per_job, "{:,.0f}"),
         number(figures.cpu_user_us_per_job, "{:,.0f}"),
         number(figures.cpu_system_us_per_job, "{:,.0f}"),
+        number(figures.cpu_share, "{:.0%}"),
         *(
             number(None if value is None else value * 1000, "{:,.1f}")
             for value in (

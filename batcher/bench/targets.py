@@ -34,6 +34,7 @@ TARGETS = {
     "index_mb_per_s": _at_least(60, "reading and checking jobs (MB a CPU second)"),
     "index_to_loads": _at_most(4, "index against orjson.loads of every job (this or the former)"),
     "resume_to_loads": _at_most(2, "resume against orjson.loads of every result"),
+    "share_of_limit": _at_least(0.98, "of a limit that a run was told, used"),
     "marginal_growth": _at_most(1.15, "CPU a job costs, against fewer jobs"),
     "help_to_pass": _at_most(6, "`batcher --help` against `python -c pass`"),
     "one_job_to_pass": _at_most(40, "a run of one job against `python -c pass`"),

@@ -54,7 +54,8 @@ def test_the_runner_beside_both_yardsticks(tmp_path: Path) -> None:
         assert program["jobs_per_s"] >= program["whole_jobs_per_s"] > 0
         assert program["whole_cpu_us_per_job"] > program["cpu_user_us_per_job"]
         assert 1 <= program["connections"] <= 8 + 1
-        assert program["peak_mb"] > 5
+        assert program["peak_mb"] is None or program["peak_mb"] > 5
+        assert 0 < program["cpu_share"] < 2
         assert 0 < program["server_cpu_share"] <= 0.85
         assert 0 < program["latency_p50_s"] <= program["latency_p95_s"] <= program["latency_p99_s"]
         assert (program["queued_p50_s"] is not None) == (name == "batcher")
@@ -72,19 +73,15 @@ def test_the_runner_beside_both_yardsticks(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
 
 
-def test_a_rate_is_kept_and_a_latency_waited_for(tmp_path: Path) -> None:
-    options = ["--only", "batcher", "--latency", "0.05", "--latency-shape", "uniform", "--rate", "500"]
-    _, content = bench(tmp_path, *options, "--jobs", "40", "--concurrency", "4,9")
-    four, nine = content["load"]["concurrency"]
-    assert (four["ratios"], list(nine["programs"])) == ({}, ["batcher"])
+def test_a_rate_is_kept_a_latency_waited_for_and_a_profile_taken(tmp_path: Path) -> None:
+    options = ["--latency", "0.05", "--latency-shape", "uniform", "--rate", "500", "--profile"]
+    done, content = bench(tmp_path, *options, "--jobs", "40", "--concurrency", "4")
+    assert "left out: aiohttp: a bare loop keeps to no --rate" in done.stderr
+    [four] = content["load"]["concurrency"]
+    assert (four["ratios"], list(four["programs"])) == ({}, ["batcher"])
     assert four["programs"]["batcher"]["latency_p50_s"] > 0.01
     assert {verdict["target"] for verdict in content["targets"]} == {"share_of_possible", "peak_mb"}
-
-
-def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
-    options = ["--only", "batcher", "--profile", "--jobs", "200", "--concurrency", "8"]
-    done, content = bench(tmp_path, *options)
-    profile = content["load"]["concurrency"][0]["programs"]["batcher"]["profile"]
+    profile = four["programs"]["batcher"]["profile"]
     assert profile["samples"] > 0
     assert profile["rooms"]["imports"] > 0
     assert sum(profile["rooms"].values()) == pytest.approx(1, abs=0.01)
