@@ -17,6 +17,8 @@ from batcher.errors import BadInput, InputMissing, InterruptedRun
 from batcher.jobs.index import JobIndex, index_jobs
 from batcher.jobs.opened import STDIN
 from batcher.jobs.source import open_sources
+from batcher.results.earlier import EarlierResults
+from batcher.results.fingerprints import Fingerprints
 from batcher.resume import done_records
 from batcher.spec import RunSpec, Watcher, check_name
 from batcher.types import OutputPaths
@@ -143,7 +145,7 @@ def _index(
         return index_jobs(
             sources,
             line_defaults(settings),
-            done=() if paths is None or spec.fresh else done_records(paths),
+            earlier=None if paths is None or spec.fresh else _earlier(paths),
             retry_failed=spec.retry_failed,
             on_changed=spec.on_changed,
             on_bad=watcher.bad_line,
@@ -153,6 +155,13 @@ def _index(
     except BaseException:
         sources.close()
         raise
+
+
+def _earlier(paths: OutputPaths) -> Fingerprints:
+    found = EarlierResults()
+    for record in done_records(paths):
+        found.add(*record)
+    return found.hand_over()
 
 
 def _inodes(paths: OutputPaths | None) -> set[tuple[int, int]]:

@@ -6,7 +6,8 @@ import time
 import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -237,6 +238,7 @@ class _Record(msgspec.Struct, gc=False):
 _SENT, _SENT_AGAIN, _FAILED, _UNSENT, _UNKNOWN, _DONE = range(6)
 _CALLS = {"sent": _SENT, "failed": _FAILED, "unknown": _UNKNOWN}
 _STATE_BITS = 7
+_TELL_EVERY_LINES = 4096
 _decode_record = msgspec.json.Decoder(_Record).decode
 
 
@@ -246,23 +248,22 @@ class History:
     Attributes:
         committed: bytes of the result file and of the error file that were safe on disk, as far as is known.
 
+    Args:
+        path: the journal.
+        on_progress: told the bytes read, every few thousand lines; what it raises ends the reading.
+
     Raises:
         OutputError: the journal is there and cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_progress: Callable[[int], None] = lambda done_bytes: None) -> None:
         self.committed = (0, 0)
         # What became of each job's calls, in order: its id's hash, whose lowest bits are the state.
         self._notes = [array("q") for _ in range(256)]
         self._room = 0
         self._fold()
-        try:
-            with path.open("rb", buffering=_LINE_MAX_BYTES) as file:
-                self._read(file)
-        except FileNotFoundError:
-            return
-        except OSError as exc:
-            raise output_error(path, exc) from exc
+        with output_errors(path), suppress(FileNotFoundError), path.open("rb", _LINE_MAX_BYTES) as file:
+            self._read(file, on_progress)
 
     def done(self, job_id: str) -> None:
         """Note that a job has a result, so that the last call for it that is known of brought an answer."""
@@ -273,9 +274,11 @@ class History:
         self._fold()
         return _Hashes(note & ~_STATE_BITS for notes in self._notes for note in notes)
 
-    def _read(self, file: BinaryIO) -> None:
+    def _read(self, file: BinaryIO, on_progress: Callable[[int], None]) -> None:
         run_id = ""
-        for line in iter(partial(file.readline, _LINE_MAX_BYTES), b""):
+        for number, line in enumerate(iter(partial(file.readline, _LINE_MAX_BYTES), b"")):
+            if not number % _TELL_EVERY_LINES:
+                on_progress(file.tell())
             try:
                 record = _decode_record(line)
             except (ValueError, RecursionError):

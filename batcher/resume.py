@@ -9,14 +9,15 @@ A result file may be another file afterwards (another inode), so its lock must b
 
 import math
 import os
-from array import array
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from batcher.clock import utcnow
 from batcher.errors import OutputError
+from batcher.results.earlier import EarlierResults
 from batcher.results.files import output_errors, replacement, sync_directory, written_to_disk
+from batcher.results.fingerprints import Fingerprints, hash_id
 from batcher.results.scan import Line, Scan, pieces
 from batcher.types import OutputPaths, output_paths
 
@@ -65,18 +66,24 @@ def cost_of_results(paths: OutputPaths) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepairReport:
-    """What `repair` had to do; all zero for files that were whole."""
+    """What `repair` had to do, all zero for files that were whole, and what it found.
+
+    Attributes:
+        earlier: all results by the hash of their id, as `EarlierResults` hands them over.
+    """
 
     quarantined_bytes: int
     repeated_lines: int
     missing_bytes: int
+    earlier: Fingerprints
 
 
 def repair(
     paths: OutputPaths,
     *,
     committed: tuple[int, int] = (0, 0),
-    on_id: Callable[[str], None] = lambda _: None,
+    on_id: Callable[[str], None] = lambda job_id: None,
+    on_progress: Callable[[int], None] = lambda done_bytes: None,
     before_removing: Callable[[], None] = lambda: None,
 ) -> RepairReport:
     """Leave only intact lines in the output, and each id once over both files.
@@ -87,20 +94,27 @@ def repair(
         paths: the output.
         committed: bytes of the result file and of the error file that were safe on disk.
         on_id: told the id of every result.
+        on_progress: told the bytes read, every MB; what it raises ends the reading before anything is mended.
         before_removing: called before intact lines leave a file; what is `committed` no longer holds then.
 
     Raises:
         OutputError: a file cannot be mended, was not written by batcher, or was changed where it was safe.
     """
-    ids = _Census()
+    found = EarlierResults()
     quarantined_bytes = 0
     with output_errors(paths.results):
         scans = {path: Scan(path) for path in (paths.results, paths.errors, paths.superseded)}
+        read_bytes = 0
         for path, scan in scans.items():
-            for job_id, _, _ in scan:
+            tell_at = _CHUNK_BYTES
+            for job_id, request_sha256, ok in scan:
                 if path != paths.superseded:
-                    ids.add(job_id)
+                    found.add(job_id, request_sha256, ok)
                     on_id(job_id)
+                if scan.size >= tell_at:
+                    on_progress(read_bytes + scan.size)
+                    tell_at = scan.size + _CHUNK_BYTES
+            read_bytes += scan.size
         missing_bytes = 0
         for path, safe_bytes in zip((paths.results, paths.errors), committed, strict=True):
             _refuse_damage(path, scans[path], safe_bytes, paths)
@@ -108,11 +122,18 @@ def repair(
         for path, scan in scans.items():
             _mend(path, scan, paths.quarantine)
             quarantined_bytes += scan.bad_bytes
-        if repeated := ids.repeated():
+        earlier, repeated_lines = found.hand_over(), 0
+        if earlier.repeated:
             before_removing()
-        repeated_lines = _drop_repeated(paths, repeated) if repeated else 0
+            repeated_lines = _drop_repeated(paths, earlier.repeated)
+            for record in done_records(paths):
+                found.add(*record)
+            earlier = found.hand_over()
     return RepairReport(
-        quarantined_bytes=quarantined_bytes, repeated_lines=repeated_lines, missing_bytes=missing_bytes
+        quarantined_bytes=quarantined_bytes,
+        repeated_lines=repeated_lines,
+        missing_bytes=missing_bytes,
+        earlier=earlier,
     )
 
 
@@ -165,25 +186,6 @@ def _movable(paths: OutputPaths) -> tuple[Path, ...]:
     return paths.journal, paths.summary, paths.superseded, paths.quarantine, paths.errors, paths.results
 
 
-class _Census:
-    """Finds ids that were added twice, at 8 bytes an id."""
-
-    def __init__(self) -> None:
-        self._hashes = [array("q") for _ in range(256)]
-
-    def add(self, job_id: str) -> None:
-        number = hash(job_id)
-        self._hashes[number & 255].append(number)
-
-    def repeated(self) -> set[int]:
-        """Return the hashes that occur more than once, nearly always those of equal ids."""
-        found: set[int] = set()
-        for numbers in self._hashes:
-            if len(seen := set(numbers)) < len(numbers):
-                found.update(number for number in seen if numbers.count(number) > 1)
-        return found
-
-
 def _refuse_damage(path: Path, scan: Scan, safe_bytes: int, paths: OutputPaths) -> None:
     """Refuse damage to what was on disk: no crash does that."""
     if not scan.bad or (start := scan.bad[0][0]) >= safe_bytes:
@@ -229,7 +231,7 @@ def _drop_repeated(paths: OutputPaths, repeated: Set[int]) -> int:
     for path in goes:
         offset = 0
         for raw, line in pieces(path):
-            if line is not None and hash(line.custom_id) in repeated:
+            if line is not None and hash_id(line.custom_id) in repeated:
                 loser = this = (path, offset, line.error is None)
                 first = stays.setdefault(line.custom_id, this)
                 if this[2] and not first[2]:

@@ -281,3 +281,22 @@ def test_a_long_journal_is_read_in_little_memory(path: Path) -> None:
     doubtful = History(path).maybe_charged()
     assert "last" in doubtful
     assert not any(str(number) in doubtful for number in range(500))
+
+
+def test_reading_a_journal_tells_how_far_it_is_and_can_be_ended(path: Path) -> None:
+    class StopReading(Exception):
+        pass
+
+    def stop(done_bytes: int) -> None:
+        raise StopReading
+
+    begin(path).close()
+    with path.open("ab") as file:
+        file.write(b'{"event":"sent","id":"a","attempt":1}\n' * 10_000)
+    told: list[int] = []
+    assert "a" in History(path, told.append).maybe_charged()
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert 0 < told[-1] <= path.stat().st_size
+    with pytest.raises(StopReading):
+        History(path, stop)

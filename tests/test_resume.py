@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from batcher.errors import OutputError
 from batcher.results import encode_result
+from batcher.results.earlier import FAILED
+from batcher.results.fingerprints import hash_id, hash_request
 from batcher.results.scan import Scan
 from batcher.resume import done_records, repair, set_aside, supersede
 from batcher.types import Failure, Job, OutputPaths, Reply, Result, output_paths
@@ -252,14 +254,51 @@ def test_what_was_safe_is_only_lost_by_somebody_elses_hand(
 
 def test_marks_are_taken_back_before_a_repeated_line_goes(paths: OutputPaths) -> None:
     seen: list[bytes] = []
-    ids: list[str] = []
     paths.results.write_bytes(A + B)
-    repair(paths, on_id=ids.append, before_removing=lambda: seen.append(content(paths.results)))
-    assert (seen, ids) == ([], ["a", "b"])
+    repair(paths, before_removing=lambda: seen.append(content(paths.results)))
+    assert seen == []
     paths.results.write_bytes(A + B + A)
     repair(paths, committed=(len(A + B + A), 0), before_removing=lambda: seen.append(content(paths.results)))
     assert seen == [A + B + A]
     assert content(paths.results) == A + B
+
+
+def test_every_result_is_told_and_kept_for_the_index(paths: OutputPaths) -> None:
+    told: list[str] = []
+    paths.results.write_bytes(A + NULS + b"\n" + B)
+    paths.errors.write_bytes(line_of("f", ok=False))
+    paths.superseded.write_bytes(C)
+    earlier = repair(paths, on_id=told.append).earlier
+    assert told == ["a", "b", "f"]
+    answer = hash_request(SHA)
+    assert [earlier.get(hash_id(job_id)) for job_id in "abcf"] == [answer, answer, None, answer | FAILED]
+
+
+def test_of_a_repeated_id_the_result_that_stays_is_kept_for_the_index(paths: OutputPaths) -> None:
+    paths.results.write_bytes(A + B)
+    paths.errors.write_bytes(line_of("f", ok=False) + line_of("b", ok=False) + line_of("f", ok=False))
+    earlier = repair(paths).earlier
+    answer = hash_request(SHA)
+    assert len(earlier) == 3
+    assert [earlier.get(hash_id(job_id)) for job_id in "abf"] == [answer, answer, answer | FAILED]
+
+
+def test_what_is_raised_while_reading_leaves_everything_as_it_was(paths: OutputPaths) -> None:
+    class StopReading(Exception):
+        pass
+
+    def stop(done_bytes: int) -> None:
+        told.append(done_bytes)
+        raise StopReading
+
+    told: list[int] = []
+    paths.results.write_bytes(line_of("long", text="x" * (1 << 20)) + A + NULS + B)
+    before = everything_in(paths)
+    with pytest.raises(StopReading):
+        repair(paths, on_progress=stop)
+    assert everything_in(paths) == before
+    assert len(told) == 1
+    assert 1 << 20 < told[0] < paths.results.stat().st_size
 
 
 # Supersede

@@ -1,14 +1,15 @@
 """The one pass over the job files that finds out what is to run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from time import monotonic
 from typing import Literal, TypeAlias
 
 from batcher.errors import BadLine
-from batcher.jobs.fingerprints import Fingerprints, hash_id, hash_job, hash_request
 from batcher.jobs.lines import LineDefaults, assigned_id, check_line
 from batcher.jobs.rows import JobIndex
 from batcher.jobs.source import Sources
+from batcher.results.earlier import FAILED
+from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
 
 __all__ = ["JobIndex", "OnChanged", "index_jobs"]
 
@@ -20,17 +21,16 @@ CHANGED_KEPT = 5
 _PROGRESS_BYTES = 1 << 20
 _PROGRESS_S = 0.1
 
-# Bits beside a request's hash in the table of ids; without either, the result of an earlier run is an answer.
+# Stands beside a request's hash in the table of ids once a line has asked for it.
 _SEEN = 1
-_FAILED = 2
-_STATE = _SEEN | _FAILED
+_STATE = _SEEN | FAILED
 
 
 def index_jobs(
     sources: Sources,
     defaults: LineDefaults,
     *,
-    done: Iterable[tuple[str, str, bool]] = (),
+    earlier: Fingerprints | None = None,
     retry_failed: bool = False,
     on_changed: OnChanged = "error",
     on_bad: Callable[[str, str], None],
@@ -42,7 +42,7 @@ def index_jobs(
     Args:
         sources: the job files.
         defaults: what stands in for a line's silence.
-        done: (id, request_sha256, whether it has an answer) of every result of earlier runs.
+        earlier: the results of earlier runs, as `EarlierResults` hands them over; the pass's own from now on.
         retry_failed: whether jobs that failed for good run again.
         on_changed: `error` counts the line in `changed`, `rerun` queues it, `keep` skips it.
         on_bad: told (where, reason) of every bad line.
@@ -53,7 +53,9 @@ def index_jobs(
         BadInput: a file became shorter while it was read.
         InputMissing: reading failed.
     """
+    table = Fingerprints() if earlier is None else earlier
     index = JobIndex(sources, defaults)
+    index.earlier_results = len(table)
 
     def refuse(where: str, reason: str) -> None:
         index.bad += 1
@@ -61,14 +63,13 @@ def index_jobs(
 
     indexing = _Pass(
         index,
+        table,
         defaults,
         retry_failed=retry_failed,
         on_changed=on_changed,
         on_bad=refuse,
         on_warning=on_warning,
     )
-    for job_id, request_sha256, ok in done:
-        indexing.remember(job_id, request_sha256, ok)
     total = sources.total_bytes
     look_at, tell_at = _PROGRESS_BYTES, monotonic() + _PROGRESS_S
     for offset, number, line in sources.iter_lines(refuse):
@@ -89,6 +90,7 @@ class _Pass:
     def __init__(
         self,
         index: JobIndex,
+        table: Fingerprints,
         defaults: LineDefaults,
         *,
         retry_failed: bool,
@@ -102,13 +104,8 @@ class _Pass:
         self._on_changed = on_changed
         self._on_bad = on_bad
         self._on_warning = on_warning
-        self._table = Fingerprints()
+        self._table = table
         self._last_ordinals: dict[str, int] = {}
-
-    def remember(self, job_id: str, request_sha256: str, ok: bool) -> None:
-        """Note a result of an earlier run."""
-        self._index.earlier_results += 1
-        self._table.set(hash_id(job_id), hash_request(request_sha256) | (0 if ok else _FAILED))
 
     def take(self, offset: int, number: int, line: bytes) -> None:
         """Queue, skip or refuse a line."""
@@ -132,7 +129,7 @@ class _Pass:
             if known & _SEEN:
                 self._refuse_repeated(where, job_id, same_request=known & ~_STATE == request)
                 return
-            self._table.set(key, request | _SEEN)
+            self._table.put(key, request | _SEEN)
             if not self._runs_again(where, job_id, known, request):
                 return
             index.mark_replaced(key)
@@ -163,7 +160,7 @@ class _Pass:
     def _runs_again(self, where: str, job_id: str, known: int, request: int) -> bool:
         """Decide about a job that has a result from an earlier run."""
         index = self._index
-        failed = bool(known & _FAILED)
+        failed = bool(known & FAILED)
         if known & ~_STATE == request:
             if failed and self._retry_failed:
                 return True

@@ -4,10 +4,10 @@ from array import array
 from typing import Any
 
 from batcher.errors import BadLine, OutputError
-from batcher.jobs.fingerprints import Fingerprints, hash_id, hash_job, hash_request
 from batcher.jobs.lines import CheckedLine, LineDefaults, assigned_id, build_job, check_line
 from batcher.jobs.order import LaneOrder
 from batcher.jobs.source import Sources
+from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
 from batcher.types import Endpoint, Job
 
 # A provider caches prompts from about 1,000 tokens on; below a few hundred characters it never pays.

@@ -1,12 +1,14 @@
 import tracemalloc
+from array import array
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.jobs.fingerprints import Fingerprints, hash_id, hash_job, hash_request
+from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
 
 keys = st.integers(0, 2**64 - 1) | st.integers(0, 12).map(lambda n: n << 12)
-steps = st.lists(st.tuples(st.sampled_from(["add", "set", "get"]), keys, st.integers(0, 2**64 - 1)))
+steps = st.lists(st.tuples(st.sampled_from(["add", "put", "get"]), keys, st.integers(0, 2**64 - 1)))
 
 
 @given(steps)
@@ -16,8 +18,8 @@ def test_a_table_behaves_like_a_dict(steps: list[tuple[str, int, int]]) -> None:
         if verb == "add":
             assert table.add(key, value) == model.get(key)
             model.setdefault(key, value)
-        elif verb == "set":
-            table.set(key, value)
+        elif verb == "put":
+            table.put(key, value)
             model[key] = value
         assert table.get(key) == model.get(key)
     assert len(table) == len(model)
@@ -45,6 +47,17 @@ def test_a_table_that_grows_takes_no_more_than_it_will_hold() -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 40 * count
+
+
+@given(st.lists(st.tuples(keys, st.integers(0, 2**64 - 1))))
+def test_a_table_takes_many_at_once_and_names_those_that_repeat(entries: list[tuple[int, int]]) -> None:
+    table = Fingerprints(array("Q", [key for key, _ in entries]), array("Q", [value for _, value in entries]))
+    model: dict[int, int] = {}
+    for key, value in entries:
+        model.setdefault(key, value)
+    assert {key: table.get(key) for key in model} == model
+    assert table.repeated == {key for key, count in Counter(key for key, _ in entries).items() if count > 1}
+    assert table.add(7 << 30, 1) == model.get(7 << 30)
 
 
 def test_hashes_fit_their_places() -> None:

@@ -15,6 +15,7 @@ from batcher.jobs.index import JobIndex, OnChanged, index_jobs
 from batcher.jobs.lines import LineDefaults, assigned_id, parse_line
 from batcher.jobs.opened import OpenedFile
 from batcher.jobs.source import Sources, open_sources
+from batcher.results.earlier import EarlierResults
 from batcher.types import Job
 
 DEFAULTS = LineDefaults(model="small")
@@ -27,10 +28,13 @@ class Told:
     def __init__(self, sources: Sources, done: Iterable[tuple[str, str, bool]] = (), **options: Any) -> None:
         self.bad: list[tuple[str, str]] = []
         self.warnings: list[tuple[str, str]] = []
+        earlier = EarlierResults()
+        for result in done:
+            earlier.add(*result)
         self.index: JobIndex = index_jobs(
             sources,
             DEFAULTS,
-            done=done,
+            earlier=earlier.hand_over(),
             on_bad=lambda where, reason: self.bad.append((where, reason)),
             on_warning=lambda where, reason: self.warnings.append((where, reason)),
             **options,

@@ -27,12 +27,22 @@ class Fingerprints:
 
     Keys and values stand in the order in which they came, and a slot holds the number of its entry, so that
     growing makes only the slots anew. Keys must be spread evenly over their low bits, as hashes are.
+
+    Args:
+        keys: those to begin with; from now on the table's own. Of equal ones the first counts.
+        values: as many, for these keys; the table's own, too.
+
+    Attributes:
+        repeated: those of the keys to begin with that came more than once.
     """
 
-    def __init__(self) -> None:
-        self._keys = array("Q")
-        self._values = array("Q")
-        self._allot(_SMALLEST)
+    def __init__(self, keys: "array[int] | None" = None, values: "array[int] | None" = None) -> None:
+        self._keys = array("Q") if keys is None else keys
+        self._values = array("Q") if values is None else values
+        slots = _SMALLEST
+        while slots <= 2 * len(self._keys):
+            slots *= 2
+        self.repeated = self._allot(slots)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -65,7 +75,7 @@ class Fingerprints:
             self._allot(2 * len(slots))
         return None
 
-    def set(self, key: int, value: int) -> None:
+    def put(self, key: int, value: int) -> None:
         """Keep `value` for `key`, whatever it had before."""
         if self.add(key, value) is not None:
             slot = key & self._mask
@@ -73,11 +83,19 @@ class Fingerprints:
                 slot = (slot + 1) & self._mask
             self._values[self._slots[slot] - 1] = value
 
-    def _allot(self, count: int) -> None:
+    def _allot(self, count: int) -> set[int]:
+        """Make the slots anew, and return the keys that are there more than once."""
+        keys = self._keys
         self._slots = slots = array("I", (0,)) * count
         self._mask = mask = count - 1
-        for number, key in enumerate(self._keys, 1):
+        repeated = set()
+        for number, key in enumerate(keys, 1):
             slot = key & mask
-            while slots[slot]:
+            while other := slots[slot]:
+                if keys[other - 1] == key:
+                    repeated.add(key)
+                    break
                 slot = (slot + 1) & mask
-            slots[slot] = number
+            else:
+                slots[slot] = number
+        return repeated
