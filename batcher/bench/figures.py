@@ -9,7 +9,7 @@ BUSY_SHARE = 0.85
 """A server that used more of its core than this may be what was measured."""
 
 IDLE_SHARE = 0.8
-"""A program that nothing bounds and that used less of its core was kept from it, or waited for the disk."""
+"""A bare loop that nothing bounds and that used less of its core was kept from it."""
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -83,6 +83,16 @@ def problems(
     if server_cpu_share is not None and server_cpu_share > BUSY_SHARE:
         found.append(f"the server used {server_cpu_share:.0%} of its core: it may be what was measured")
     return found
+
+
+def idle(cpu_share: float | None) -> list[str]:
+    """Return what speaks against a comparison with a bare loop that used so much of its core."""
+    if cpu_share is None or cpu_share >= IDLE_SHARE:
+        return []
+    return [
+        f"the bare loop used only {cpu_share:.0%} of its core: other programs were at work, or it waited for"
+        " the server; believe jobs per CPU s"
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

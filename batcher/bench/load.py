@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import orjson
 
-from batcher.bench.figures import Figures, Ratio, medians, per_job_us, percentiles, problems, ratio
+from batcher.bench.figures import Figures, Ratio, idle, medians, per_job_us, percentiles, problems, ratio
 from batcher.bench.processes import (
     BATCHER,
     ENTRY,
@@ -80,10 +80,11 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All programs at one concurrency."""
+    """All programs at one concurrency; `bounded` says whether latency or rate allow only so much."""
 
     concurrency: int
     programs: dict[Program, Measured]
+    bounded: bool = False
 
     @property
     def ratios(self) -> dict[Program, Ratio]:
@@ -92,10 +93,14 @@ class Comparison:
         if runner is None:
             return {}
         return {
-            name: ratio(runner.rounds, other.rounds, [*runner.reasons, *other.reasons])
+            name: ratio(runner.rounds, other.rounds, [*runner.reasons, *other.reasons, *self._idle(other)])
             for name, other in self.programs.items()
             if name != "batcher"
         }
+
+    def _idle(self, yardstick: Measured) -> list[str]:
+        """Say if a bare loop did not have its core: jobs a second then tell who got how much of it."""
+        return [] if self.bounded else idle(yardstick.figures.cpu_share)
 
     def verdicts(self, plan: LoadPlan) -> Iterator[Verdict]:
         """Hold what was measured against the targets that apply."""
@@ -155,7 +160,8 @@ def compare(
                 for name in plan.programs:
                     tell(f"concurrency {concurrency}, round {number + 1} of {plan.repeat}: {name}")
                     rig.run(name, jobs, plan.jobs, concurrency).add_to(found[name], starts[name].use)
-            yield Comparison(concurrency=concurrency, programs=found)
+            bounded = possible_per_s(plan, concurrency) is not None
+            yield Comparison(concurrency=concurrency, programs=found, bounded=bounded)
 
 
 def _server_options(plan: LoadPlan) -> list[str]:

@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from batcher.bench.figures import IDLE_SHARE, Figures, Ratio
-from batcher.bench.load import Comparison, LoadPlan, compare, left_out, possible_per_s
+from batcher.bench.figures import Figures, Ratio
+from batcher.bench.load import Comparison, LoadPlan, compare, left_out
 from batcher.bench.processes import Cores, raise_descriptor_limit
 from batcher.bench.report import Section, Table, number
 
@@ -30,7 +30,7 @@ def measure_load(plan: LoadPlan, directory: Path, cores: Cores, tell: Callable[[
         tables=[*_tables(comparisons), *_profiles(comparisons)],
         content=_content(plan, comparisons, absent),
         verdicts=[verdict for one in comparisons for verdict in one.verdicts(plan)],
-        remarks=[*_reasons(comparisons), *_idle(plan, comparisons)],
+        remarks=_remarks(comparisons),
         lost=sum(measured.lost for one in comparisons for measured in one.programs.values()),
     )
 
@@ -82,26 +82,18 @@ def _profiles(comparisons: Sequence[Comparison]) -> Iterator[Table]:
                     yield Table(f"Profile: {name}, {of}", ["where", "", "share"], rows)
 
 
-def _reasons(comparisons: Sequence[Comparison]) -> list[str]:
+def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what speaks against figures, a sentence each."""
-    return [
+    found = [
         f"concurrency {one.concurrency}, {name}: {reason}"
         for one in comparisons
-        for name, measured in one.programs.items()
-        for reason in measured.reasons
+        for name, reasons in [
+            *((name, measured.reasons) for name, measured in one.programs.items()),
+            *((name, found.reasons) for name, found in one.ratios.items()),
+        ]
+        for reason in reasons
     ]
-
-
-def _idle(plan: LoadPlan, comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Say where a program that only its core bounds did not have it."""
-    for one in comparisons:
-        for name, measured in one.programs.items():
-            share = measured.figures.cpu_share
-            if possible_per_s(plan, one.concurrency) is None and share is not None and share < IDLE_SHARE:
-                yield (
-                    f"concurrency {one.concurrency}, {name}: it used {share:.0%} of its core: something held"
-                    " it up (other programs, the disk); believe CPU us/job and jobs per CPU s"
-                )
+    return list(dict.fromkeys(found))
 
 
 def _content(plan: LoadPlan, comparisons: Sequence[Comparison], absent: dict[Any, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batcher.cli.command import Amount, Command, Count, option
+from batcher.cli.command import Amount, Command, Count, F
 from batcher.text.terminal import on_one_line
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ batcher bench --start-up --scale 100000              what many jobs cost, and wh
 batcher bench --adherence                            how limits are kept, in three minutes
 batcher bench --json bench.json                      all figures, for a program
 """
+
+
+def _option(long: str, *names: str, **kwargs: Any) -> Callable[[F], F]:
+    # Not BATCHER_CONCURRENCY and the like: those are the settings of a user's runs.
+    return click.option(long, *names, envvar="BATCHER_BENCH_" + long[2:].replace("-", "_").upper(), **kwargs)
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -60,10 +65,10 @@ class Names(click.ParamType[tuple[str, ...]]):
 
 
 @click.command(cls=Command, examples=EXAMPLES, context_settings={"show_default": True})
-@option("--jobs", type=Count(), default=20_000, help="Jobs in each run.")
-@option("--job-bytes", type=Count(), default=600, help="Length of a job's line.")
-@option("--concurrency", type=Counts(), default="64,256,1000", metavar="N,...", help="Calls in flight.")
-@option(
+@_option("--jobs", type=Count(), default=20_000, help="Jobs in each run.")
+@_option("--job-bytes", type=Count(), default=600, help="Length of a job's line.")
+@_option("--concurrency", type=Counts(), default="64,256,1000", metavar="N,...", help="Calls in flight.")
+@_option(
     "--latency",
     "latency_s",
     type=click.FloatRange(0, 86_400),
@@ -71,31 +76,31 @@ class Names(click.ParamType[tuple[str, ...]]):
     metavar="S",
     help="Seconds to an answer.",
 )
-@option(
+@_option(
     "--latency-shape",
     type=click.Choice(["fixed", "uniform", "exponential", "lognormal"]),
     default="fixed",
     help="How latencies spread; the others take the ordinary simulator, which is slower.",
 )
-@option(
+@_option(
     "--rate",
     type=Amount(),
     metavar="N",
     help="Calls a second that the run is told to keep to; no yardsticks.",
 )
-@option("--repeat", type=Count(), default=3, help="Rounds; the figures are their medians.")
-@option(
+@_option("--repeat", type=Count(), default=3, help="Rounds; the figures are their medians.")
+@_option(
     "--only",
     "programs",
     type=Names(),
     metavar="NAME,...",
     help="Of batcher, aiohttp and pyreqwest, run only these.  [default: all]",
 )
-@option(
+@_option(
     "--yardstick-loop", type=click.Choice(["asyncio", "uvloop"]), default="asyncio", help="The loops' alone."
 )
-@option("--profile", is_flag=True, help="Say where the runner's time goes; costs it some.")
-@option(
+@_option("--profile", is_flag=True, help="Say where the runner's time goes; costs it some.")
+@_option(
     "--adherence",
     "adherence_s",
     type=Count(),
@@ -104,7 +109,7 @@ class Names(click.ParamType[tuple[str, ...]]):
     metavar="[S]",
     help="Instead: how runs of S seconds (180) keep to limits, told and untold.",
 )
-@option(
+@_option(
     "--scale",
     "scale_jobs",
     type=Count(),
@@ -113,14 +118,14 @@ class Names(click.ParamType[tuple[str, ...]]):
     metavar="[N]",
     help="Instead: memory, CPU a job, index and resume up to N jobs (1,000,000).",
 )
-@option("--start-up", is_flag=True, help="Instead: what commands cost against `python -c pass`.")
-@option(
+@_option("--start-up", is_flag=True, help="Instead: what commands cost against `python -c pass`.")
+@_option(
     "--dir",
     "place",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Where the files stand meanwhile: a disk whose syncs count.  [default: the temporary directory]",
 )
-@option(
+@_option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all figures there."
 )
 @click.pass_context

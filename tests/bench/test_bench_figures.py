@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.bench.figures import Figures, medians, per_job_us, percentiles, problems, ratio
+from batcher.bench.figures import Figures, idle, medians, per_job_us, percentiles, problems, ratio
 from batcher.bench.targets import TARGETS, judge
 
 
@@ -73,6 +73,11 @@ def test_what_speaks_against_a_measurement(changed: dict[str, float], words: lis
         "server_cpu_share": 0.5,
     }
     assert problems(**{**good, **changed}) == words  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("share", "counts"), [(None, True), (0.97, True), (0.8, True), (0.79, False)])
+def test_a_bare_loop_without_its_core_is_no_yardstick(share: float | None, counts: bool) -> None:
+    assert (idle(share) == []) == counts
 
 
 def test_a_job_costs_what_it_adds_to_the_first() -> None:

@@ -10,7 +10,7 @@ from batcher.bench import adherence, scale, startup
 from batcher.bench.adherence import measure_adherence, share_of_limit
 from batcher.bench.processes import Cores, choose_cores, measured, pinned
 from batcher.bench.profiled import ELSEWHERE, EVENT_LOOP, IMPORTS, Sampler, place
-from batcher.bench.scale import measure_scale
+from batcher.bench.scale import Grown, Reading, measure_scale, verdicts
 from batcher.bench.startup import compared, measure_start_up
 
 pytestmark = pytest.mark.real_loop
@@ -61,9 +61,9 @@ def test_the_first_minute_is_left_out_of_a_longer_run() -> None:
 
 
 def test_start_up_is_compared_round_by_round() -> None:
-    times = {"python -c pass": [1.0, 2.0, 1.0], "batcher --help": [3.0, 6.0, 4.0]}
+    times = {"python -c pass": [1.0, 4.0, 1.0], "batcher --help": [2.0, 12.0, 5.0]}
     found = compared(times, times)["batcher --help"]
-    assert (found.ratio, found.cpu_ratio, found.wall_s) == (3.0, 3.0, 4.0)
+    assert (found.ratio, found.cpu_ratio, found.wall_s) == (3.0, 3.0, 5.0)
 
 
 def test_adherence_of_a_run_that_is_told_and_of_one_that_is_not(
@@ -92,6 +92,29 @@ def test_scale_counts_every_result_and_reads_them_again(
         "index_mb_per_s",
         "index_to_loads",
         "resume_to_loads",
+    }
+
+
+def test_the_index_is_held_against_the_easier_of_its_targets() -> None:
+    grown = [Grown(jobs=6_000, cpu_us_per_job=1.0, peak_mb=None, lost=0, reasons=())]
+    fast = Reading(cpu_s=1.0, loads_cpu_s=0.1, file_bytes=70_000_000)
+    slow = Reading(cpu_s=1.0, loads_cpu_s=0.5, file_bytes=50_000_000)
+    assert [(one.target, one.met) for one in verdicts(grown, fast, None)] == [("index_mb_per_s", True)]
+    assert [(one.target, one.met) for one in verdicts(grown, slow, None)] == [("index_to_loads", True)]
+
+
+def test_what_a_job_costs_is_held_against_the_smallest_run_that_is_long_enough() -> None:
+    sizes = {1_000: 900.0, 5_000: 300.0, 10_000: 200.0, 100_000: 210.0, 1_000_000: 240.0}
+    grown = [
+        Grown(jobs=jobs, cpu_us_per_job=cost, peak_mb=50.0 + jobs / 1e5, lost=0, reasons=())
+        for jobs, cost in sizes.items()
+    ]
+    found = {(one.target, one.of): (one.value, one.met) for one in verdicts(grown, None, None)}
+    assert found == {
+        ("peak_mb", "1,000,000 jobs"): (60.0, True),
+        ("peak_growth_mb", "1,000,000 jobs"): (10.0, True),
+        ("marginal_growth", "100,000 to 10,000 jobs"): (1.05, True),
+        ("marginal_growth", "1,000,000 to 10,000 jobs"): (1.2, False),
     }
 
 
