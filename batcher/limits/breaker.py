@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from batcher.types import Outcome
 
@@ -39,8 +40,7 @@ class BreakerPolicy:
     successes_to_close: int = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """Says under which generation of the breaker an attempt was let through, and whether as a probe."""
 
     generation: int

@@ -4,6 +4,9 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
 
 from batcher.limits.aimd import AdaptiveConcurrency, Grant
 from batcher.limits.limit import Demand, NamedLimit
@@ -54,16 +57,14 @@ class LaneLimits:
         return wait_s > min(self.longest_pause_s, self.deadline_at - now)
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """What one attempt holds until it has ended."""
 
     reservation: QuotaReservation | None
     grant: Grant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class Lesson(msgspec.Struct, frozen=True, kw_only=True):
     """What the end of an attempt teaches.
 
     Attributes:
@@ -128,7 +129,8 @@ class Allowance:
     @property
     def concurrency(self) -> int:
         """Calls that may be in flight now; few at first after a pause."""
-        return int(min(self._concurrency.limit, self.pause.most_at_once))
+        limit, most = self._concurrency.limit, self.pause.most_at_once
+        return limit if limit <= most else int(most)
 
     @property
     def day_limits(self) -> tuple[int | None, int | None]:

@@ -55,12 +55,14 @@ class Backoffs:
             finally:
                 self._setting_out.discard(turn)
 
-    def succeeded(self) -> None:
+    def succeeded(self, now: float) -> None:
         """Take note of a success, which makes room for retries."""
-        self._budget.succeeded(monotonic())
+        self._budget.succeeded(now)
 
     def look_again(self) -> None:
         """Let through as many retries as there is budget for; one, if nothing else goes on."""
+        if not self._line:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

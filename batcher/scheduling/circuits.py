@@ -46,14 +46,16 @@ class WatchedCircuit:
         """Let one attempt through."""
         before = self._breaker.state
         ticket = self._breaker.grant(now)
-        self._tell(before)
+        if self._breaker.state is not before:
+            self._tell()
         return ticket
 
     def settle(self, ticket: Ticket, outcome: Outcome, now: float, *, wait_s: float = 0.0) -> None:
         """Count the outcome of an attempt; `wait_s` is what a failing provider asked for."""
         before = self._breaker.state
         self._breaker.settle(ticket, outcome, now, wait_s=wait_s)
-        self._tell(before)
+        if self._breaker.state is not before:
+            self._tell()
 
     def fails_for_s(self, now: float) -> float:
         """Return how long ago it opened, 0 if it is closed."""
@@ -79,11 +81,10 @@ class WatchedCircuit:
             return ""
         return f"{self._name} fails, next try in {in_words(self.next_try_in_s(now))}"
 
-    def _tell(self, before: Circuit) -> None:
-        after = self._breaker.state
-        if after is not before:
-            message = f"{self._name}: {_WORDS[after]}"
-            self._emit(CircuitChanged(route=self._name, state=after.value, message=message))
+    def _tell(self) -> None:
+        state = self._breaker.state
+        message = f"{self._name}: {_WORDS[state]}"
+        self._emit(CircuitChanged(route=self._name, state=state.value, message=message))
 
 
 class HostCircuit(WatchedCircuit):
@@ -138,7 +139,7 @@ class Circuits:
 
     def free_at(self, now: float) -> float:
         """Return when an attempt may pass: `now` or later; a settlement may make it sooner."""
-        return max(self._route.free_at(now), self._host.free_at(now))
+        return now if self.closed else max(self._route.free_at(now), self._host.free_at(now))
 
     def grant(self, now: float) -> Tickets:
         """Let one attempt through."""
@@ -146,12 +147,18 @@ class Circuits:
 
     def settle(
         self, tickets: Tickets, outcome: Outcome, of_host: Outcome, now: float, *, wait_s: float
-    ) -> None:
-        """Count the outcome of an attempt: what it taught about the route, and about the host."""
+    ) -> bool:
+        """Count the outcome of an attempt: what it taught about the route, and about the host.
+
+        Returns:
+            Whether it closed what was open, so that everything may pass again.
+        """
+        were_closed = self.closed
         # What fails at the address says nothing about this model.
         of_route = Outcome.IGNORED if of_host is Outcome.FAILED else outcome
         self._route.settle(tickets.route, of_route, now, wait_s=wait_s)
         self._host.settle(tickets.host, of_host, now, wait_s=wait_s)
+        return not were_closed and self.closed
 
     def fails_for_s(self, now: float) -> float:
         """Return how long ago the first of them opened, 0 if both are closed."""

@@ -64,7 +64,7 @@ class Lane:
         host.join(self._look_again)
         self._circuits = Circuits(WatchedCircuit(route, breaker, emit), host)
         self._emit = emit
-        self._allowance = Allowance(limits, self._assign, monotonic())
+        self._allowance = Allowance(limits, self._look_again, monotonic())
         self._waiters: Waiters[Permit] = Waiters()
         self._backoffs = Backoffs(lambda: not self.in_flight and not self._waiters)
         self._timer: asyncio.TimerHandle | None = None
@@ -143,7 +143,7 @@ class Lane:
         if misfit := self._allowance.misfit(demand):
             raise _too_large(misfit)
         waiter = self._waiters.add(priority, since, demand, patience_s)
-        self._assign()
+        self._look_again()
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -206,7 +206,7 @@ class Lane:
 
     def slot_free(self) -> None:
         """Look again whether a waiter can be let through."""
-        self._assign()
+        self._look_again()
 
     def _refuse_if_parked(self) -> None:
         if self.parked is not None:
@@ -214,28 +214,28 @@ class Lane:
             raise LaneParked(str(self.parked), resume_at=self.parked.resume_at)
 
     def _look_again(self) -> None:
-        if self._waiters:
-            self._assign()
+        self._let_through(monotonic())
 
-    def _assign(self) -> None:
+    def _let_through(self, now: float) -> None:
         """Let the best waiters through while all gates say yes; else set the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = monotonic()
         while (first := self._waiters.best) is not None:
             if misfit := self._allowance.misfit(first.demand):
                 self._turn_down(first, _too_large(misfit))  # a limit was learned while it waited
                 continue
             waiter, free_at = self._next(first, now)
             if free_at > now:
+                if free_at == math.inf and self.in_flight and self._circuits.closed:
+                    return  # nothing is shut: whoever is in the way calls back
                 if self._park_if_used_up(now):
                     return
                 look_at = min(free_at, self._send_away(now))
                 if first.future.done():
                     continue
                 if look_at < math.inf:
-                    self._timer = asyncio.get_running_loop().call_at(look_at, self._assign)
+                    self._timer = asyncio.get_running_loop().call_at(look_at, self._look_again)
                 return
             self._waiters.remove(waiter)
             waiter.future.set_result(self._grant(waiter.demand, now))
@@ -280,29 +280,29 @@ class Lane:
         now = monotonic()
         if lesson.outcome is Outcome.SUCCESS:
             self.last_success_at = now
-            self._backoffs.succeeded()
+            self._backoffs.succeeded(now)
         for words in self._allowance.settle(permit.hold, lesson, self.in_flight, now):
             self._emit(LaneChanged(route=self.route, message=f"{self.route}: {words}"))
         self.in_flight -= 1
-        were_closed = self._circuits.closed
         wait_s = lesson.retry_after_s or 0.0
-        self._circuits.settle(permit.tickets, lesson.outcome, lesson.host, now, wait_s=wait_s)
-        if self._circuits.closed and not were_closed:
+        if self._circuits.settle(permit.tickets, lesson.outcome, lesson.host, now, wait_s=wait_s):
             self._allowance.begin_again(self.in_flight + 1)
         self._park_if_hopeless(lesson, now)
-        self._assign()  # before the slot is given back, so that this lane's best waiter is among those asked
+        self._let_through(
+            now
+        )  # before the slot is given back, so that this lane's best waiter is among those asked
         self._slots.give_back()
         self._backoffs.look_again()
 
     def _park_if_hopeless(self, lesson: Lesson, now: float) -> None:
-        wait_s = lesson.retry_after_s or 0.0
-        fails_for_s = self._circuits.fails_for_s(now)
-        if lesson.refused and self._limits.too_long(wait_s, now):
+        if lesson.refused and self._limits.too_long(wait_s := lesson.retry_after_s or 0.0, now):
             limit = f" ({lesson.limit_name})" if lesson.limit_name else ""
             reason = f"{self.route}: the provider asks to wait {in_words(wait_s)}{limit}"
             self.park(reason, resume_in_s=wait_s)
-        elif lesson.outcome is Outcome.FAILED and fails_for_s > self._limits.longest_outage_s:
-            self.park(f"{self.route}: no answer for {in_words(fails_for_s)}")
+        elif lesson.outcome is Outcome.FAILED:
+            fails_for_s = self._circuits.fails_for_s(now)
+            if fails_for_s > self._limits.longest_outage_s:
+                self.park(f"{self.route}: no answer for {in_words(fails_for_s)}")
 
     def _park_if_used_up(self, now: float) -> bool:
         """Say that a day's limit of ours is used up; park if it is for too long, such as until tomorrow."""

@@ -73,7 +73,7 @@ async def test_a_success_makes_room_for_half_a_retry() -> None:
     await sleepers.spend_all()
     await sleepers.sleep(*"ab")
     for _ in range(2):
-        sleepers.backoffs.succeeded()
+        sleepers.backoffs.succeeded(monotonic())
         sleepers.backoffs.look_again()
         await settled()
     assert sleepers.woke == [(0.0, "a")]
@@ -207,7 +207,7 @@ def test_never_more_retries_than_the_budget_has_and_all_get_through(steps: list[
                 sleepers.tasks[int(amount * (len(sleepers.tasks) - 1))].cancel()
             elif what == "success":
                 successes.append(monotonic())
-                sleepers.backoffs.succeeded()
+                sleepers.backoffs.succeeded(monotonic())
                 sleepers.backoffs.look_again()
             else:
                 await asyncio.sleep(amount)
