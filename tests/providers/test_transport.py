@@ -7,7 +7,7 @@ import pytest
 from pool_calls import CAP, call, certificate, fault
 from raw_server import Connection, answering, http, raw_server
 
-from batcher.errors import ConfigError, ConnectFailed, ConnectionLost
+from batcher.errors import BadReply, ConfigError, ConnectFailed, ConnectionLost
 from batcher.providers.transport import Pool, PoolSettings
 
 pytestmark = pytest.mark.real_loop
@@ -42,6 +42,12 @@ async def test_header_names_are_in_lower_case_and_the_first_of_two_counts() -> N
 async def test_a_failure_keeps_its_status_even_if_its_body_is_unusable() -> None:
     async with raw_server(answering(http(b"x" * (CAP + 1), status="401 Unauthorized"))) as server:
         assert await call(server.url) == (401, {"content-length": str(CAP + 1)}, b"")
+
+
+async def test_a_body_announced_above_the_cap_is_not_waited_for() -> None:
+    start = http(b"x" * (CAP + 1))[:80_000]  # more than the 64 KB that come before the headers are seen
+    async with raw_server(answering(start, then="hang")) as server:
+        assert (await fault(server.url, BadReply)).code == "body_too_large"
 
 
 async def test_a_connection_found_closed_is_replaced_without_a_fault() -> None:
