@@ -4,7 +4,7 @@ import asyncio
 import math
 from typing import NamedTuple, Protocol
 
-from batcher.clock import monotonic
+from batcher.clock import loop_clock
 from batcher.errors import CallError, CapacityExceeded, LocalFault, RateLimited
 from batcher.events import AttemptFinished, Emit, FallbackTaken
 from batcher.execution.purse import Claim, Purse
@@ -97,6 +97,7 @@ class Attempts:
         self._emit = emit
         self._timeout_s = timeout_s
         self._purse = purse
+        self._now = loop_clock()
 
     async def attempt(
         self, story: Story, request: Request, route: Route, *, patience_s: float = math.inf
@@ -115,7 +116,7 @@ class Attempts:
             LaneHeldUp: the lane is shut for longer than `patience_s`.
         """
         permit, claim = await self._admit(story, request, route, patience_s)
-        call = _Call(route, permit, claim, monotonic())
+        call = _Call(route, permit, claim, self._now())
         with permit:
             story.calls += 1
             self._tell_fallback(story, request.model)
@@ -191,7 +192,7 @@ class Attempts:
         self._tell(story, error.outcome, error=error)
 
     def _clock(self, story: Story, call: "_Call") -> None:
-        story.latency_s = monotonic() - call.sent_at
+        story.latency_s = self._now() - call.sent_at
         story.in_calls_s += story.latency_s
 
     def _tell_fallback(self, story: Story, model: str) -> None:

@@ -1,5 +1,6 @@
 """A request's way to a good answer: its routes in order, each with its retries."""
 
+import math
 import random
 from collections.abc import Iterable
 
@@ -126,7 +127,7 @@ class Completer:
         return await again(call)
 
     async def _call(self, story: Story, request: Request, route: Route, patience_s: float) -> Reply:
-        if monotonic() >= story.deadline_at:
+        if story.deadline_at < math.inf and monotonic() >= story.deadline_at:
             raise deadline_exceeded(story.job)
         reply = await self._attempts.attempt(story, request, route, patience_s=patience_s)
         if story.job.schema is not None and (wrong := _misses_schema(story.job, reply)):

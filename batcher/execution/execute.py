@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 
-from batcher.clock import monotonic, utcnow
+from batcher.clock import loop_clock, utcnow
 from batcher.errors import BatcherError, CallError, LaneParked
 from batcher.events import Emit, JobStarted
 from batcher.execution.attempt import Story
@@ -30,7 +30,8 @@ class Executor:
         self._pricing = pricing
         self._emit = emit
         self._provider = provider
-        self._run_began_at = monotonic()
+        self._now = loop_clock()
+        self._run_began_at = self._now()
 
     async def execute(self, job: Job) -> Result | None:
         """Return the job's result, or None if it stays pending in this run.
@@ -39,7 +40,7 @@ class Executor:
             OutputError: the journal cannot be written, so that no call can be made any more.
         """
         deadline_at = math.inf if job.deadline_s is None else self._run_began_at + job.deadline_s
-        story = Story(job, began_at=monotonic(), deadline_at=deadline_at)
+        story = Story(job, began_at=self._now(), deadline_at=deadline_at)
         self._emit(JobStarted(job_id=job.id, model=job.model))
         answer: Reply | Failure
         try:
@@ -74,7 +75,7 @@ class Executor:
             provider=self._provider,
             attempts=story.attempts,
             latency_s=story.latency_s,
-            queued_s=monotonic() - story.began_at - story.in_calls_s,
+            queued_s=self._now() - story.began_at - story.in_calls_s,
             finished_at=utcnow().isoformat(timespec="milliseconds"),
             cost_usd=self._cost_usd(story),
         )

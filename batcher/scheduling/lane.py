@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from batcher.clock import monotonic
+from batcher.clock import loop_clock
 from batcher.errors import LaneHeldUp, LaneParked, TooLarge
 from batcher.events import Emit, LaneChanged
 from batcher.limits.breaker import BreakerPolicy
@@ -64,7 +64,8 @@ class Lane:
         host.join(self._look_again)
         self._circuits = Circuits(WatchedCircuit(route, breaker, emit), host)
         self._emit = emit
-        self._allowance = Allowance(limits, self._look_again, monotonic())
+        self._now = loop_clock()
+        self._allowance = Allowance(limits, self._look_again, self._now())
         self._waiters: Waiters[Permit] = Waiters()
         self._backoffs = Backoffs(lambda: not self.in_flight and not self._waiters)
         self._timer: asyncio.TimerHandle | None = None
@@ -178,7 +179,7 @@ class Lane:
         """
         if self.parked is not None:
             return
-        resume_at = None if resume_in_s is None else monotonic() + resume_in_s
+        resume_at = None if resume_in_s is None else self._now() + resume_in_s
         self.parked = LaneParked(reason, resume_at=resume_at)
         if self._timer is not None:
             self._timer.cancel()
@@ -191,18 +192,17 @@ class Lane:
 
     def set_share(self, share: float) -> None:
         """Keep to `share` (above 0, at most 1) of each minute limit: other runs have the rest."""
-        self._allowance.set_share(share, monotonic())
+        self._allowance.set_share(share, self._now())
         self._look_again()
 
     def used_elsewhere(self, requests: int, tokens: int) -> None:
         """Count what others have used of the day's limits (both >= 0)."""
-        self._allowance.used_elsewhere(requests, tokens, monotonic())
+        self._allowance.used_elsewhere(requests, tokens, self._now())
         self._look_again()
 
     def wants_slot(self) -> tuple[int, float] | None:
         """Return (-priority, waiting since) of the best waiter, or None if nobody waits."""
-        best = self._waiters.best
-        return None if best is None else (best.urgency, best.since)
+        return (best.urgency, best.since) if (best := self._waiters.best) else None
 
     def slot_free(self) -> None:
         """Look again whether a waiter can be let through."""
@@ -214,7 +214,7 @@ class Lane:
             raise LaneParked(str(self.parked), resume_at=self.parked.resume_at)
 
     def _look_again(self) -> None:
-        self._let_through(monotonic())
+        self._let_through(self._now())
 
     def _let_through(self, now: float) -> None:
         """Let the best waiters through while all gates say yes; else set the timer."""
@@ -277,7 +277,7 @@ class Lane:
         return Permit(hold, tickets, self._settle)
 
     def _settle(self, permit: Permit, lesson: Lesson) -> None:
-        now = monotonic()
+        now = self._now()
         if lesson.outcome is Outcome.SUCCESS:
             self.last_success_at = now
             self._backoffs.succeeded(now)

@@ -115,11 +115,10 @@ class Routing:
         The model asked for comes first, then the fallbacks. Where several accounts serve a model, the one
         comes first where the fewest wait, and by weight where nobody has to.
         """
-        models = list(dict.fromkeys((job.model, *job.fallback)))
-        if len(models) == 1 and len(self._accounts) == 1:
+        if not job.fallback and len(self._accounts) == 1:
             yield self.routes(job.model)[0], math.inf
             return
-        for model in models:
+        for model in dict.fromkeys((job.model, *job.fallback)):
             left = list(self.routes(model))
             while left:
                 route = min(left, key=_crowding)
@@ -138,8 +137,11 @@ class Routing:
 
     def has_open(self, job: Job) -> bool:
         """Return whether a route is left that may answer `job` in this run."""
-        models = (job.model, *job.fallback)
-        return any(route.lane.parked is None for model in models for route in self.routes(model))
+        for model in (job.model, *job.fallback):
+            for route in self.routes(model):
+                if route.lane.parked is None:
+                    return True
+        return False
 
     def has_sibling(self, route: Route) -> bool:
         """Return whether another route to the same model is left in this run."""
@@ -147,8 +149,11 @@ class Routing:
 
     def room(self, model: str) -> int | None:
         """Return how many calls the open lanes of a model may have in flight, None if none is open."""
-        lanes = [route.lane for route in self.routes(model)]
-        return sum(lane.concurrency for lane in lanes if lane.parked is None) or None
+        room = 0
+        for route in self.routes(model):
+            if route.lane.parked is None:
+                room += route.lane.concurrency
+        return room or None
 
     async def backoff(self, job: Job, route: Route, seconds: float, *, counted: bool = False) -> None:
         """Sleep between two attempts at `job` on `route`; parking its lane ends the sleep.

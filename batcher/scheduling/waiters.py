@@ -50,6 +50,7 @@ class Waiters(Generic[T]):
 
     def __init__(self) -> None:
         self._line: list[_Place[T]] = []
+        self._loop = asyncio.get_running_loop()
         self._arrivals = 0
         self._shortest_patience_s = math.inf  # nobody in the line has less
 
@@ -73,8 +74,7 @@ class Waiters(Generic[T]):
     def add(self, priority: int, since: float, demand: Demand, patience_s: float) -> Waiter[T]:
         """Let somebody join the line."""
         self._arrivals += 1
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(-priority, since, self._arrivals, demand, patience_s, future)
+        waiter = Waiter(-priority, since, self._arrivals, demand, patience_s, self._loop.create_future())
         insort(self._line, _place(waiter))
         self._shortest_patience_s = min(self._shortest_patience_s, patience_s)
         return waiter
