@@ -39,7 +39,7 @@ class JobIndex:
         self._numbers = array("I")
         self._fingerprints = array("Q")
         self._prefixes = array("H")
-        self._ordinals: dict[int, int] = {}
+        self._ordinals = Fingerprints()
         self._lanes: dict[str, LaneOrder] = {}
         self._with_fallback: set[str] = set()
         self._replaced = Fingerprints()
@@ -116,7 +116,7 @@ class JobIndex:
             checked = check_line(line, self._defaults)
         except BadLine:
             raise OutputError(_edited(where)) from None
-        job_id = checked.id or assigned_id(checked.request_sha256, self._ordinals.get(row, 1))
+        job_id = checked.id or assigned_id(checked.request_sha256, self._ordinals.get(row) or 1)
         if hash_job(hash_id(job_id), hash_request(checked.request_sha256)) != self._fingerprints[row]:
             raise OutputError(_edited(where))
         return build_job(checked, line, job_id=job_id, where=where, defaults=self._defaults)
@@ -143,7 +143,7 @@ class JobIndex:
         self._fingerprints.append(fingerprint)
         self._prefixes.append(_prefix_group(checked.body))
         if ordinal > 1:
-            self._ordinals[row] = ordinal
+            self._ordinals.add(row, ordinal)
         lane = self._lanes.get(checked.model)
         if lane is None:
             lane = self._lanes[checked.model] = LaneOrder()
