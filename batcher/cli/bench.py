@@ -1,7 +1,9 @@
 """`batcher bench`: how fast a run is on this machine, what it costs, and how that compares."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,9 +167,20 @@ def bench(
     if not measures:
         measures.append(lambda directory: measure_load(plan, directory, cores, _tell))
     _tell(cores.words)
-    sections = [_in_own_directory(measure, place) for measure in measures]
+    with _terminable():
+        sections = [_in_own_directory(measure, place) for measure in measures]
     _report(sections, cores, json_file)
     ctx.exit(1 if any(section.lost for section in sections) else 0)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the bench as Ctrl-C does, so that no simulator and no file is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _in_own_directory(measure: "Callable[[Path], Section]", place: Path | None) -> "Section":

@@ -1,5 +1,7 @@
 """`batcher bench` from end to end, with few jobs; no figure is held against a clock."""
 
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,24 @@ def test_a_rate_is_kept_a_latency_waited_for_and_a_profile_taken(tmp_path: Path)
     assert profile["rooms"]["imports"] > 0
     assert sum(profile["rooms"].values()) == pytest.approx(1, abs=0.01)
     assert "Profile: rooms, of " in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_bench_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "batcher.cli.main", "bench", "--only", "batcher", "--dir", str(tmp_path)]
+    command += ["--jobs", "1000", "--concurrency", "1", "--latency", "0.2"]  # longer than anybody waits
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stderr is not None
+    while "round 1" not in (words := process.stderr.readline()):
+        assert words, "it ended before its first round"
+    [port_file] = tmp_path.glob("*/port")
+    port = int(port_file.read_text())
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_what_is_possible_is_bounded_by_latency_and_rate() -> None:
