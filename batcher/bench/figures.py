@@ -9,7 +9,7 @@ BUSY_SHARE = 0.85
 """A server that used more of its core than this may be what was measured."""
 
 IDLE_SHARE = 0.8
-"""A bare loop that nothing bounds and that used less of its core was kept from it."""
+"""An unbounded loop that used less of its core was kept from it; a run may have waited for the disk."""
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float] | None:
@@ -85,13 +85,13 @@ def problems(
     return found
 
 
-def idle(cpu_share: float | None) -> list[str]:
-    """Return what speaks against a comparison with a bare loop that used so much of its core."""
+def idle(program: str, cpu_share: float | None) -> list[str]:
+    """Return what speaks against jobs a second of a program that used so much of its core."""
     if cpu_share is None or cpu_share >= IDLE_SHARE:
         return []
     return [
-        f"the bare loop used only {cpu_share:.0%} of its core: other programs were at work, or it waited for"
-        " the server; believe jobs per CPU s"
+        f"{program} used only {cpu_share:.0%} of its core: other programs were at work, or it waited for"
+        " server or disk; believe jobs per CPU s"
     ]
 
 

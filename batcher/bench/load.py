@@ -93,14 +93,16 @@ class Comparison:
         if runner is None:
             return {}
         return {
-            name: ratio(runner.rounds, other.rounds, [*runner.reasons, *other.reasons, *self._idle(other)])
+            name: ratio(
+                runner.rounds, other.rounds, [*runner.reasons, *other.reasons, *self.doubts(name, other)]
+            )
             for name, other in self.programs.items()
             if name != "batcher"
         }
 
-    def _idle(self, yardstick: Measured) -> list[str]:
-        """Say if a bare loop did not have its core: jobs a second then tell who got how much of it."""
-        return [] if self.bounded else idle(yardstick.figures.cpu_share)
+    def doubts(self, name: Program, measured: Measured) -> list[str]:
+        """Say if a program did not have its core: jobs a second then tell who got how much of it."""
+        return [] if self.bounded else idle(name, measured.figures.cpu_share)
 
     def verdicts(self, plan: LoadPlan) -> Iterator[Verdict]:
         """Hold what was measured against the targets that apply."""

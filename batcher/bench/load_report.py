@@ -84,16 +84,12 @@ def _profiles(comparisons: Sequence[Comparison]) -> Iterator[Table]:
 
 def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what speaks against figures, a sentence each."""
-    found = [
+    return [
         f"concurrency {one.concurrency}, {name}: {reason}"
         for one in comparisons
-        for name, reasons in [
-            *((name, measured.reasons) for name, measured in one.programs.items()),
-            *((name, found.reasons) for name, found in one.ratios.items()),
-        ]
-        for reason in reasons
+        for name, measured in one.programs.items()
+        for reason in [*measured.reasons, *one.doubts(name, measured)]
     ]
-    return list(dict.fromkeys(found))
 
 
 def _content(plan: LoadPlan, comparisons: Sequence[Comparison], absent: dict[Any, str]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_what_speaks_against_a_measurement(changed: dict[str, float], words: lis
 
 @pytest.mark.parametrize(("share", "counts"), [(None, True), (0.97, True), (0.8, True), (0.79, False)])
 def test_a_bare_loop_without_its_core_is_no_yardstick(share: float | None, counts: bool) -> None:
-    assert (idle(share) == []) == counts
+    assert (idle("aiohttp", share) == []) == counts
 
 
 def test_a_job_costs_what_it_adds_to_the_first() -> None:
