@@ -259,7 +259,7 @@ class _Listener:
         """Log what is worth knowing about a job."""
         log.info("%s: %s", where, reason)
 
-    def indexing(self, done_bytes: int, total_bytes: int) -> None:
+    def reading(self, what: str, done_bytes: int, total_bytes: int) -> None:
         """Nothing to show."""
 
     def running(self, stats: Stats, routing: Routing, queued: int) -> None:

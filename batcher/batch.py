@@ -2,27 +2,25 @@
 
 import asyncio
 import contextlib
-import logging
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import orjson
 
-from batcher.accounts import SIMULATOR, open_accounts, share_accounts
+from batcher.accounts import open_accounts, share_accounts
 from batcher.clock import monotonic, utcnow
 from batcher.config import Settings
 from batcher.engines.background import in_background
 from batcher.engines.stop import Stop, StopReason
-from batcher.errors import BadInput, BatcherError, ConfigError, OutputError
+from batcher.errors import BatcherError, ConfigError, OutputError
 from batcher.events import AttemptFinished, Emit, JobFinished, Listeners, Notice
-from batcher.intake import check_inputs, read_jobs
+from batcher.intake import check_inputs, read_jobs, read_results
 from batcher.jobs.index import JobIndex
-from batcher.journal import History, Journal, forget_committed, spent_before
+from batcher.journal import Journal, forget_committed, spent_before
 from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
 from batcher.observe.notices import WriteNotices
@@ -31,7 +29,7 @@ from batcher.observe.summary import JobCounts, RunFacts, summary
 from batcher.observe.watchdog import Watchdog
 from batcher.results import ResultWriter, open_output, stream_to, write_whole
 from batcher.results.mounts import shared_file_system
-from batcher.resume import cost_of_results, provider_of, repair, set_aside, supersede
+from batcher.resume import cost_of_results, set_aside, supersede
 from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Account, Routing
 from batcher.sharing import SharedAccount
@@ -39,8 +37,6 @@ from batcher.spec import RunSpec, Watcher
 from batcher.text.durations import deadline_in_s
 from batcher.types import OutputPaths, Result, output_paths
 from batcher.wiring import build_run, fitting_concurrency, run_pricing
-
-log = logging.getLogger(__name__)
 
 _SHARED_RISK = "as locks may not keep another one out there; -o can name a local place"
 _SPENT_EVERY_S = 1.0
@@ -79,10 +75,10 @@ async def run_batch(
         lock = None if paths is None else stack.enter_context(OutputLock(paths, run_id=spec.run_id))
         if paths is not None and (kind := shared_file_system(paths.results)):
             watcher.warning(str(paths.results), f"lies on {kind}: run it on one machine only, {_SHARED_RISK}")
-        if paths is not None and not spec.fresh:
-            stats.paid_twice.earlier = await _put_in_order(paths, provider.name, watcher)
+        earlier, stats.paid_twice.earlier = await read_results(spec, paths, provider.name, stop, watcher)
         index_began_at = monotonic()
-        index = await read_jobs(spec, settings, paths, stop, watcher)
+        index = await read_jobs(spec, settings, paths, stop, watcher, earlier=earlier)
+        del earlier  # many bytes that nobody needs any more
         stack.callback(index.close)
         replaced = await _make_way(spec, paths, index)
         if lock is not None:
@@ -168,26 +164,6 @@ def _end_at(deadline_at: float, stop: Stop, stack: AsyncExitStack) -> None:
     stack.callback(loop.call_at(deadline_at, stop.drain, StopReason.INTERRUPTED, reason).cancel)
 
 
-async def _put_in_order(paths: OutputPaths, provider: str, watcher: Watcher) -> Container[str]:
-    """Mend what a crash left behind, and return the ids of jobs that would be paid twice if sent again."""
-    history = await asyncio.to_thread(History, paths.journal)
-    report = await asyncio.to_thread(
-        repair,
-        paths,
-        committed=history.committed,
-        on_id=history.done,
-        before_removing=partial(forget_committed, paths.journal),
-    )
-    if report.quarantined_bytes:
-        seen = f"{report.quarantined_bytes} bytes were damaged, as after a crash"
-        watcher.warning(str(paths.results), f"{seen}; they are kept in {paths.quarantine}")
-    if report.missing_bytes:
-        gone = f"{report.missing_bytes:,} bytes of results are gone that were on disk"
-        log.warning("%s: %s: jobs that have no result any more run again", paths.results, gone)
-    _refuse_mixture(paths, provider)
-    return await asyncio.to_thread(history.maybe_charged)
-
-
 async def _make_way(spec: RunSpec, paths: OutputPaths | None, index: JobIndex) -> int:
     """Move aside what this run replaces, and return how many result lines that were."""
     if paths is None:
@@ -242,17 +218,6 @@ async def _keep_spent(journal: Journal, budget: Budget) -> None:
                 write()
         finally:
             write()
-
-
-def _refuse_mixture(paths: OutputPaths, provider: str) -> None:
-    """Refuse to take simulated answers for real ones, or the other way round."""
-    before = provider_of(paths)
-    if before and (before == SIMULATOR) != (provider == SIMULATOR):
-        held, wanted = ("simulated", "real") if before == SIMULATOR else ("real", "simulated")
-        raise BadInput(
-            f"{paths.results} holds {held} answers, and this run would add {wanted} ones: "
-            "name another output with -o, or move the old one aside with --fresh"
-        )
 
 
 async def _open_journal(paths: OutputPaths | None, budget: Budget | None, stack: AsyncExitStack) -> Journal:

@@ -1,27 +1,32 @@
-"""From job files to the index of what is to run, read in the background and refused if unusable."""
+"""From earlier results and job files to the index of what is to run, refused if unusable."""
 
 import asyncio
+import logging
 import os
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from batcher.accounts import SIMULATOR
 from batcher.config import Settings, line_defaults
 from batcher.engines.stop import Stop
 from batcher.errors import BadInput, InputMissing, InterruptedRun
 from batcher.jobs.index import JobIndex, index_jobs
 from batcher.jobs.opened import STDIN
 from batcher.jobs.source import open_sources
-from batcher.results.earlier import EarlierResults
+from batcher.journal import History, forget_committed
 from batcher.results.fingerprints import Fingerprints
-from batcher.resume import done_records
+from batcher.resume import provider_of, repair
 from batcher.spec import RunSpec, Watcher, check_name
 from batcher.types import OutputPaths
+
+log = logging.getLogger(__name__)
 
 STOP_READING_S = 1.0
 """How long reading the job file may take to notice that the run is to end."""
@@ -59,17 +64,73 @@ def exposures(paths: OutputPaths) -> Iterator[tuple[str, str]]:
         yield str(directory), f"others may open {', '.join(wide)}: chmod 600 what is to be private"
 
 
+async def read_results(
+    spec: RunSpec, paths: OutputPaths | None, provider: str, stop: Stop, watcher: Watcher
+) -> tuple[Fingerprints, Container[str]]:
+    """Read what earlier runs have left, and mend what a crash left behind.
+
+    Args:
+        spec: says whether it counts.
+        paths: where it is, None for a stream.
+        provider: who is to answer now.
+        stop: ends the reading, too.
+        watcher: is told of damage and progress.
+
+    Returns:
+        What is done already, and the ids of jobs that would be paid twice if sent again.
+
+    Raises:
+        BadInput: simulated and real answers would be mixed.
+        InterruptedRun: `stop` came first.
+        OutputError: a file cannot be read or mended.
+    """
+    if paths is None or spec.fresh:
+        return Fingerprints(), ()
+    journal_bytes = 0
+    total_bytes = sum(map(_size, (paths.journal, paths.results, paths.errors, paths.superseded)))
+
+    def progress(done_bytes: int) -> None:
+        _refuse_if_stopped(stop)
+        watcher.reading("earlier results", journal_bytes + done_bytes, total_bytes)
+
+    history = await asyncio.to_thread(History, paths.journal, progress)
+    journal_bytes = _size(paths.journal)
+    report = await asyncio.to_thread(
+        repair,
+        paths,
+        committed=history.committed,
+        on_id=history.done,
+        on_progress=progress,
+        before_removing=partial(forget_committed, paths.journal),
+    )
+    if report.quarantined_bytes:
+        seen = f"{report.quarantined_bytes} bytes were damaged, as after a crash"
+        watcher.warning(str(paths.results), f"{seen}; they are kept in {paths.quarantine}")
+    if report.missing_bytes:
+        gone = f"{report.missing_bytes:,} bytes of results are gone that were on disk"
+        log.warning("%s: %s: jobs that have no result any more run again", paths.results, gone)
+    _refuse_mixture(paths, provider)
+    return report.earlier, await asyncio.to_thread(history.maybe_charged)
+
+
 async def read_jobs(
-    spec: RunSpec, settings: Settings, paths: OutputPaths | None, stop: Stop, watcher: Watcher
+    spec: RunSpec,
+    settings: Settings,
+    paths: OutputPaths | None,
+    stop: Stop,
+    watcher: Watcher,
+    *,
+    earlier: Fingerprints,
 ) -> JobIndex:
     """Index the job files, less what earlier runs have done.
 
     Args:
         spec: which files, and what becomes of earlier results.
         settings: what fills in a line's silence.
-        paths: where earlier results are, None for a stream.
+        paths: the output, None for a stream.
         stop: ends the reading, too.
         watcher: is told of bad lines and progress, and of outputs that are open to others.
+        earlier: what is done already; the index goes on to use it for the jobs.
 
     Raises:
         BadInput: the jobs cannot be run as they are.
@@ -78,7 +139,7 @@ async def read_jobs(
     """
     for where, reason in [] if paths is None else exposures(paths):
         watcher.warning(where, reason)
-    index = await _in_background(lambda: _index(spec, settings, paths, stop, watcher), stop)
+    index = await _in_background(lambda: _index(spec, settings, paths, stop, watcher, earlier=earlier), stop)
     try:
         _refuse_unusable(index, spec)
     except BadInput:
@@ -126,17 +187,22 @@ async def _in_background(work: Callable[[], JobIndex], stop: Stop) -> JobIndex:
         draining.cancel()
     if not done.done():
         done.cancel()
-        raise InterruptedRun(f"{stop.message}; nothing was sent yet")
+        raise _interrupted(stop)
     return done.result()
 
 
 def _index(
-    spec: RunSpec, settings: Settings, paths: OutputPaths | None, stop: Stop, watcher: Watcher
+    spec: RunSpec,
+    settings: Settings,
+    paths: OutputPaths | None,
+    stop: Stop,
+    watcher: Watcher,
+    *,
+    earlier: Fingerprints,
 ) -> JobIndex:
     def progress(done_bytes: int, total_bytes: int) -> None:
-        if stop.reason is not None:
-            raise InterruptedRun(f"{stop.message}; nothing was sent yet")
-        watcher.indexing(done_bytes, total_bytes)
+        _refuse_if_stopped(stop)
+        watcher.reading("the jobs", done_bytes, total_bytes)
 
     # A copy of standard input or of an unpacked archive lies beside the output, where there is room for it.
     spool_dir = Path(tempfile.gettempdir()) if paths is None else paths.results.parent
@@ -145,7 +211,7 @@ def _index(
         return index_jobs(
             sources,
             line_defaults(settings),
-            earlier=None if paths is None or spec.fresh else _earlier(paths),
+            earlier=earlier,
             retry_failed=spec.retry_failed,
             on_changed=spec.on_changed,
             on_bad=watcher.bad_line,
@@ -157,11 +223,13 @@ def _index(
         raise
 
 
-def _earlier(paths: OutputPaths) -> Fingerprints:
-    found = EarlierResults()
-    for record in done_records(paths):
-        found.add(*record)
-    return found.hand_over()
+def _refuse_if_stopped(stop: Stop) -> None:
+    if stop.reason is not None:
+        raise _interrupted(stop)
+
+
+def _interrupted(stop: Stop) -> InterruptedRun:
+    return InterruptedRun(f"{stop.message}; nothing was sent yet")
 
 
 def _inodes(paths: OutputPaths | None) -> set[tuple[int, int]]:
@@ -181,6 +249,10 @@ def _is_open_to_others(path: Path) -> bool:
     return False
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _files(paths: OutputPaths) -> list[Path]:
     return [getattr(paths, entry.name) for entry in fields(paths)]
 
@@ -196,4 +268,15 @@ def _refuse_unusable(index: JobIndex, spec: RunSpec) -> None:
             f"{index.changed_count} ids have a result of another request ({examples}): choose "
             "--on-changed rerun to run them again, --on-changed keep to keep the old results, "
             "or another output with -o"
+        )
+
+
+def _refuse_mixture(paths: OutputPaths, provider: str) -> None:
+    """Refuse to take simulated answers for real ones, or the other way round."""
+    before = provider_of(paths)
+    if before and (before == SIMULATOR) != (provider == SIMULATOR):
+        held, wanted = ("simulated", "real") if before == SIMULATOR else ("real", "simulated")
+        raise BadInput(
+            f"{paths.results} holds {held} answers, and this run would add {wanted} ones: "
+            "name another output with -o, or move the old one aside with --fresh"
         )

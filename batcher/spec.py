@@ -80,8 +80,8 @@ class Watcher(Protocol):
     def warning(self, where: str, reason: str) -> None:
         """Something is worth knowing about a place."""
 
-    def indexing(self, done_bytes: int, total_bytes: int) -> None:
-        """The job file is being read."""
+    def reading(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """Files are being read: earlier results, then the jobs."""
 
     def running(self, stats: Stats, routing: Routing, queued: int) -> None:
         """The first job is about to start."""

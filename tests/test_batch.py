@@ -38,6 +38,7 @@ class Watching:
     finished: list[str] = field(default_factory=list)
     queued: int = -1
     read: tuple[int, int] = (0, 0)
+    reads: list[str] = field(default_factory=list)
 
     def bad_line(self, where: str, reason: str) -> None:
         self.bad.append(f"{where}: {reason}")
@@ -45,8 +46,10 @@ class Watching:
     def warning(self, where: str, reason: str) -> None:
         self.warnings.append(f"{where}: {reason}")
 
-    def indexing(self, done_bytes: int, total_bytes: int) -> None:
+    def reading(self, what: str, done_bytes: int, total_bytes: int) -> None:
         self.read = done_bytes, total_bytes
+        self.reads.append(what)
+        assert done_bytes <= total_bytes
 
     def running(self, stats: Stats, routing: Routing, queued: int) -> None:
         assert not self.finished
@@ -208,6 +211,27 @@ async def test_a_stop_while_the_jobs_are_read_sends_nothing(batch: Batch) -> Non
     with pytest.raises(InterruptedRun, match="SIGTERM received; nothing was sent yet"):
         await batch(stop=stop)
     assert batch.ids() == []
+
+
+async def test_earlier_results_are_read_before_the_jobs_and_that_is_told(batch: Batch) -> None:
+    for expected in (["the jobs"], ["earlier results", "the jobs"]):
+        watcher = Watching()
+        await batch(watcher=watcher)
+        assert list(dict.fromkeys(watcher.reads)) == expected
+
+
+async def test_a_stop_while_earlier_results_are_read_changes_nothing(batch: Batch) -> None:
+    await batch()
+    batch.paths.results.write_bytes(batch.paths.results.read_bytes() + b"torn")
+    before = {path: path.read_bytes() for path in batch.paths.results.parent.iterdir() if path.is_file()}
+    stop = Stop()
+    stop.drain(StopReason.INTERRUPTED, "SIGTERM received")
+    with pytest.raises(InterruptedRun, match="SIGTERM received; nothing was sent yet"):
+        await batch(stop=stop)
+    left = {path: path.read_bytes() for path in batch.paths.results.parent.iterdir() if path.is_file()}
+    assert {path: left[path] for path in before if path.suffix != ".lock"} == {
+        path: content for path, content in before.items() if path.suffix != ".lock"
+    }
 
 
 async def test_a_deadline_ends_the_run_and_the_next_goes_on(batch: Batch) -> None:

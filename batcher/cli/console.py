@@ -28,7 +28,7 @@ class Console:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._watching: asyncio.Task[None] | None = None
-        self._index_told_at = 0.0
+        self._reading_told_at = 0.0
         self._log = LogNotices()
 
     async def __aenter__(self) -> Self:
@@ -72,14 +72,14 @@ class Console:
         """Report something worth knowing about a line."""
         self.say(f"{where}: warning: {reason}")
 
-    def indexing(self, done_bytes: int, total_bytes: int) -> None:
-        """Say every few seconds how far the job file has been read."""
+    def reading(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """Say every few seconds how far files have been read."""
         now = self._loop.time()
-        if self._index_told_at == 0.0:
-            self._index_told_at = now
-        elif now - self._index_told_at > 5 and done_bytes < total_bytes:
-            self._index_told_at = now
-            self.say(f"reading the jobs: {100 * done_bytes / total_bytes:.0f} %")
+        if self._reading_told_at == 0.0:
+            self._reading_told_at = now
+        elif now - self._reading_told_at > 5 and done_bytes < total_bytes:
+            self._reading_told_at = now
+            self.say(f"reading {what}: {100 * done_bytes / total_bytes:.0f} %")
 
     def running(self, stats: Stats, routing: Routing, queued: int) -> None:
         """Start the display."""

@@ -88,9 +88,9 @@ async def test_reading_a_large_file_is_told_every_few_seconds(capsys: pytest.Cap
     async with Console(quiet=False) as console:
         for second in range(12):
             await asyncio.sleep(1)
-            console.indexing(second * 10, 120)
-        console.indexing(120, 120)
-    assert capsys.readouterr().err.splitlines() == ["reading the jobs: 50 %"]
+            console.reading("earlier results" if second < 7 else "the jobs", second * 10, 120)
+        console.reading("the jobs", 120, 120)
+    assert capsys.readouterr().err.splitlines() == ["reading earlier results: 50 %"]
 
 
 async def test_without_a_terminal_there_is_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
