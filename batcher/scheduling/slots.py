@@ -1,7 +1,9 @@
 """The run's concurrency: one count of calls in flight, shared by all lanes."""
 
-import math
-from typing import Protocol
+import heapq
+from typing import Protocol, TypeAlias
+
+_Order: TypeAlias = tuple[int, float]
 
 
 class SlotTaker(Protocol):
@@ -18,21 +20,25 @@ class RunSlots:
     """At most `limit` calls in flight over the whole run.
 
     A slot that comes free is offered to the lane with the best waiter, so that priority holds across lanes.
+    A lane stands in line as its best waiter did when it last asked; if that one has gone by the time the
+    lane's turn comes, the lane goes back to where its next one belongs.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.taken = 0
-        self._waiting: dict[SlotTaker, None] = {}  # a set that keeps its order
+        self._places: dict[SlotTaker, _Order] = {}
+        self._line: list[tuple[_Order, int, SlotTaker]] = []  # with places that were left for better ones
+        self._asked = 0
 
     def __repr__(self) -> str:
-        return f"<RunSlots {self.taken}/{self.limit} lanes waiting={len(self._waiting)}>"
+        return f"<RunSlots {self.taken}/{self.limit} lanes waiting={len(self._places)}>"
 
     def free_for(self, lane: SlotTaker) -> bool:
         """Return whether a call may start; if not, `lane` is told as soon as one may."""
         if self.taken < self.limit:
             return True
-        self._waiting[lane] = None
+        self._stand_in_line(lane, lane.wants_slot())
         return False
 
     def take(self) -> None:
@@ -42,12 +48,21 @@ class RunSlots:
     def give_back(self) -> None:
         """Count one call less, and offer the slot to the lane whose best waiter is first in order."""
         self.taken -= 1
-        while self._waiting and self.taken < self.limit:
-            # Waiters come and go while their lane waits, so the order is found when it is needed.
-            lane = min(self._waiting, key=_order)
-            del self._waiting[lane]
-            lane.slot_free()
+        while self._line and self.taken < self.limit:
+            place, _, lane = heapq.heappop(self._line)
+            if self._places.get(lane) != place:
+                continue
+            del self._places[lane]
+            wants = lane.wants_slot()
+            if wants is not None and wants > place:
+                self._stand_in_line(lane, wants)
+            elif wants is not None:
+                lane.slot_free()
 
-
-def _order(lane: SlotTaker) -> tuple[float, float]:
-    return lane.wants_slot() or (math.inf, math.inf)
+    def _stand_in_line(self, lane: SlotTaker, wants: _Order | None) -> None:
+        place = self._places.get(lane)
+        if wants is None or (place is not None and place <= wants):
+            return
+        self._places[lane] = wants
+        self._asked += 1
+        heapq.heappush(self._line, (wants, self._asked, lane))

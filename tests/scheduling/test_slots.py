@@ -20,8 +20,10 @@ class Queueing:
         self.waiters: list[Key] = []
         self.granted: list[Key] = []
         self.shut = False
+        self.asked = 0
 
     def wants_slot(self) -> Key | None:
+        self.asked += 1
         return self.waiters[0] if self.waiters else None
 
     def slot_free(self) -> None:
@@ -130,3 +132,20 @@ def test_a_lane_that_is_shut_meanwhile_passes_the_slot_on(full: tuple[RunSlots, 
     one.shut = True
     slots.give_back()
     assert (one.granted, other.granted) == ([], [(0, 2.0)])
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["all wait", "all have gone"])
+def test_a_slot_that_comes_free_asks_few_of_many_lanes(gone: bool) -> None:
+    slots = RunSlots(1)
+    slots.take()
+    lanes = [Queueing(slots) for _ in range(1000)]
+    for number, lane in enumerate(lanes):
+        lane.wait((0, number))
+        if gone:
+            lane.waiters.clear()
+    slots.give_back()
+    for _ in range(999):
+        slots.take() if gone else None
+        slots.give_back()
+    assert [len(lane.granted) for lane in lanes] == [0 if gone else 1] * 1000
+    assert sum(lane.asked for lane in lanes) < 5 * len(lanes)
