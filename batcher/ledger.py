@@ -122,6 +122,11 @@ class Ledger:
         stored, pending = ({model: counts.get(model, {})} for counts in (self._stored, self._pending))
         return day_use(merged(stored, pending, slot_of(now_utc)).get(model, {}), now_utc)
 
+    @property
+    def models_elsewhere(self) -> frozenset[str]:
+        """The models of which `take_elsewhere` has something to tell."""
+        return frozenset(self._elsewhere)
+
     def take_elsewhere(self, model: str) -> Spent:
         """Return what others were seen to have used of a model since the last call.
 

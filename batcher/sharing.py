@@ -134,7 +134,10 @@ class SharedAccount:
         # In a thread: a home directory on a slow network must not hold up answers.
         runs = await asyncio.to_thread(self._exchange)
         self._share_among(runs)
-        for lane in self._lanes():
+        with self._books:
+            models = self._ledger.models_elsewhere
+        # There may be thousands of lanes, and mostly nobody else.
+        for lane in self._lanes() if models else ():
             with self._books:
                 elsewhere = self._ledger.take_elsewhere(lane.model)
             if any(elsewhere):

@@ -348,7 +348,9 @@ def test_use_of_others_is_told_once_and_own_use_never(joined: Callable[..., Ledg
     spend(mine, 5, 50, NOON)
     spend(other, 1, 10, NOON)
     mine.flush(NOON)
+    assert mine.models_elsewhere == {MODEL}
     assert [mine.take_elsewhere(MODEL) for _ in range(2)] == [(1, 10), (0, 0)]
+    assert mine.models_elsewhere == frozenset()
     assert [other.take_elsewhere(MODEL) for _ in range(2)] == [(5, 50), (0, 0)]
     spend(other, 2, 20, NOON + timedelta(seconds=1))
     spend(mine, 7, 70, NOON + timedelta(seconds=1))
