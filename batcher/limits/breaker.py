@@ -58,11 +58,18 @@ class CircuitBreaker:
         open_since: when it was closed last, None while it is closed.
     """
 
-    def __init__(self, policy: BreakerPolicy, *, random: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        policy: BreakerPolicy,
+        *,
+        random: Callable[[], float],
+        on_change: Callable[[Circuit], None] = lambda state: None,
+    ) -> None:
         self.state = Circuit.CLOSED
         self.open_since: float | None = None
         self._policy = policy
         self._random = random
+        self._on_change = on_change
         self._generation = 0
         self._openings = 0
         self._open_until = 0.0
@@ -166,8 +173,10 @@ class CircuitBreaker:
         self._openings = min(self._openings + 1, 16)
 
     def _enter(self, state: Circuit) -> None:
-        self.state = state
+        before, self.state = self.state, state
         self._generation += 1
         self._probes_out = self._successes = self._in_a_row = 0
         self._seconds.clear()
         self._attempts = self._failures = 0
+        if state is not before:
+            self._on_change(state)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from batcher.errors import TooLarge
 from batcher.limits.aimd import AdaptiveConcurrency, Grant
 from batcher.limits.limit import Demand, NamedLimit
 from batcher.limits.pause import Pause
@@ -142,9 +143,16 @@ class Allowance:
         """Estimate what a request may use; a limit may be learned while it waits."""
         return Demand(*self._estimator.estimate(body, answers=answers))
 
-    def misfit(self, demand: Demand) -> str:
-        """Return "" if a request of `demand` can pass some time, else which limit it exceeds."""
-        return self._quota.fits(demand) if self._quota else ""
+    def misfit(self, demand: Demand) -> TooLarge | None:
+        """Return None if a request of `demand` can pass some time, else the error that names the limit."""
+        if self._quota is None or not (exceeds := self._quota.fits(demand)):
+            return None
+        advice = "shorten the prompt, lower max_completion_tokens or raise the limit"
+        return TooLarge(f"{exceeds}: {advice}", code="too_large", sent=False)
+
+    def all_out(self, in_flight: int, now: float) -> bool:
+        """Tell whether as many calls as may be in flight are, and no pause is on."""
+        return 0 < self.concurrency <= in_flight and self.pause.until <= now
 
     def busy_until(self, in_flight: int, now: float) -> float:
         """Return when pause and concurrency let a request start: `now`, later, or `inf` until an end."""

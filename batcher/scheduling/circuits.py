@@ -23,48 +23,27 @@ class WatchedCircuit:
         name: of what it protects, for messages.
         policy: when it opens and closes.
         emit: who is told.
+
+    Attributes:
+        breaker: the circuit breaker itself.
     """
 
     def __init__(self, name: str, policy: BreakerPolicy, emit: Emit) -> None:
         self._name = name
-        self._breaker = CircuitBreaker(policy, random=random.random)
+        self.breaker = CircuitBreaker(policy, random=random.random, on_change=self._tell)
         self._emit = emit
 
     def __repr__(self) -> str:
-        return repr(self._breaker)
-
-    @property
-    def state(self) -> Circuit:
-        """Closed, open or half-open."""
-        return self._breaker.state
-
-    def free_at(self, now: float) -> float:
-        """Return when an attempt may pass: `now` or later; a settlement may make it sooner."""
-        return self._breaker.free_at(now)
-
-    def grant(self, now: float) -> Ticket:
-        """Let one attempt through."""
-        before = self._breaker.state
-        ticket = self._breaker.grant(now)
-        if self._breaker.state is not before:
-            self._tell()
-        return ticket
-
-    def settle(self, ticket: Ticket, outcome: Outcome, now: float, *, wait_s: float = 0.0) -> None:
-        """Count the outcome of an attempt; `wait_s` is what a failing provider asked for."""
-        before = self._breaker.state
-        self._breaker.settle(ticket, outcome, now, wait_s=wait_s)
-        if self._breaker.state is not before:
-            self._tell()
+        return repr(self.breaker)
 
     def fails_for_s(self, now: float) -> float:
         """Return how long ago it opened, 0 if it is closed."""
-        since = self._breaker.open_since
+        since = self.breaker.open_since
         return 0.0 if since is None else now - since
 
     def held_up_s(self, now: float) -> float:
         """Return for how long nothing, or only probes, pass: since it opened or until the next probe."""
-        if self._breaker.open_since is None:
+        if self.breaker.open_since is None:
             return 0.0
         return max(self.fails_for_s(now), self.next_try_in_s(now))
 
@@ -73,16 +52,15 @@ class WatchedCircuit:
 
         While probes are out nobody knows how long it will be: they may be answered at once.
         """
-        return max(0.0, self._breaker.free_at(now) - now) if self.state is Circuit.OPEN else 0.0
+        return max(0.0, self.breaker.free_at(now) - now) if self.breaker.state is Circuit.OPEN else 0.0
 
     def hindrance(self, now: float) -> str:
         """Return what holds everything back at `now`, in words, or ""."""
-        if self._breaker.state is not Circuit.OPEN:
+        if self.breaker.state is not Circuit.OPEN:
             return ""
         return f"{self._name} fails, next try in {in_words(self.next_try_in_s(now))}"
 
-    def _tell(self) -> None:
-        state = self._breaker.state
+    def _tell(self, state: Circuit) -> None:
         message = f"{self._name}: {_WORDS[state]}"
         self._emit(CircuitChanged(route=self._name, state=state.value, message=message))
 
@@ -103,9 +81,9 @@ class HostCircuit(WatchedCircuit):
 
     def settle(self, ticket: Ticket, outcome: Outcome, now: float, *, wait_s: float = 0.0) -> None:
         """Count the outcome of an attempt for the host; `SUCCESS` is any reply of its API."""
-        before = self.state
-        super().settle(ticket, outcome, now, wait_s=wait_s)
-        if before is Circuit.HALF_OPEN or self.state is not before:
+        before = self.breaker.state
+        self.breaker.settle(ticket, outcome, now, wait_s=wait_s)
+        if before is Circuit.HALF_OPEN or self.breaker.state is not before:
             for look_again in self._lanes:
                 look_again()
 
@@ -128,6 +106,8 @@ class Circuits:
     def __init__(self, route: WatchedCircuit, host: HostCircuit) -> None:
         self._route = route
         self._host = host
+        self._of_route = route.breaker
+        self._of_host = host.breaker
 
     def __repr__(self) -> str:
         return repr(self._route)
@@ -135,15 +115,15 @@ class Circuits:
     @property
     def closed(self) -> bool:
         """Whether everything may pass."""
-        return self._route.state is Circuit.CLOSED and self._host.state is Circuit.CLOSED
+        return self._of_route.state is Circuit.CLOSED and self._of_host.state is Circuit.CLOSED
 
     def free_at(self, now: float) -> float:
         """Return when an attempt may pass: `now` or later; a settlement may make it sooner."""
-        return now if self.closed else max(self._route.free_at(now), self._host.free_at(now))
+        return now if self.closed else max(self._of_route.free_at(now), self._of_host.free_at(now))
 
     def grant(self, now: float) -> Tickets:
         """Let one attempt through."""
-        return Tickets(self._route.grant(now), self._host.grant(now))
+        return Tickets(self._of_route.grant(now), self._of_host.grant(now))
 
     def settle(
         self, tickets: Tickets, outcome: Outcome, of_host: Outcome, now: float, *, wait_s: float
@@ -156,7 +136,7 @@ class Circuits:
         were_closed = self.closed
         # What fails at the address says nothing about this model.
         of_route = Outcome.IGNORED if of_host is Outcome.FAILED else outcome
-        self._route.settle(tickets.route, of_route, now, wait_s=wait_s)
+        self._of_route.settle(tickets.route, of_route, now, wait_s=wait_s)
         self._host.settle(tickets.host, of_host, now, wait_s=wait_s)
         return not were_closed and self.closed
 

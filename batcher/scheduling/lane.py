@@ -142,7 +142,7 @@ class Lane:
         """
         self._refuse_if_parked()
         if misfit := self._allowance.misfit(demand):
-            raise _too_large(misfit)
+            raise misfit
         waiter = self._waiters.add(priority, since, demand, patience_s)
         self._look_again()
         try:
@@ -221,14 +221,16 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while (first := self._waiters.best) is not None:
+        while first := self._waiters.best:
+            if self._allowance.all_out(self.in_flight, now) and self._circuits.closed:
+                return  # the end of a call is all there is to wait for
             if misfit := self._allowance.misfit(first.demand):
-                self._turn_down(first, _too_large(misfit))  # a limit was learned while it waited
+                self._turn_down(first, misfit)  # a limit was learned while it waited
                 continue
             waiter, free_at = self._next(first, now)
             if free_at > now:
                 if free_at == math.inf and self.in_flight and self._circuits.closed:
-                    return  # nothing is shut: whoever is in the way calls back
+                    return  # whoever is in the way calls back
                 if self._park_if_used_up(now):
                     return
                 look_at = min(free_at, self._send_away(now))
@@ -343,8 +345,3 @@ class Lane:
         self._waiters.remove(waiter)
         if not waiter.future.done():
             waiter.future.set_exception(error)
-
-
-def _too_large(misfit: str) -> TooLarge:
-    advice = "shorten the prompt, lower max_completion_tokens or raise the limit"
-    return TooLarge(f"{misfit}: {advice}", code="too_large", sent=False)

@@ -41,10 +41,12 @@ def most_output(body: bytes) -> tuple[int | None, int]:
         limits = _output_limits.decode(body)
     except msgspec.ValidationError:
         return None, 1  # odd types are the provider's to refuse
-    named = (limits.max_completion_tokens, limits.max_tokens, limits.max_output_tokens)
-    # Some servers take -1 for "no maximum"; a reservation below zero would create tokens.
-    most = next((value for value in named if value is not None and value > 0), None)
-    return most, max(1, limits.n or 1)
+    choices = 1 if limits.n is None else max(1, limits.n)
+    for most in (limits.max_completion_tokens, limits.max_tokens, limits.max_output_tokens):
+        # Some servers take -1 for "no maximum"; a reservation below zero would create tokens.
+        if most is not None and most > 0:
+            return most, choices
+    return None, choices
 
 
 class TokenEstimator:

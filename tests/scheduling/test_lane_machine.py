@@ -388,7 +388,7 @@ class World(RuleBasedStateMachine):
         if lane.in_flight >= lane.concurrency or self.slots.taken >= self.slots.limit:
             return
         probing = any(permit.tickets.route.probe for holder, permit in self.open if holder is lane)
-        probing |= self.host.state is Circuit.HALF_OPEN and any(
+        probing |= self.host.breaker.state is Circuit.HALF_OPEN and any(
             permit.tickets.host.probe for _, permit in self.open
         )
         assert probing, "a wake-up was lost"
