@@ -54,11 +54,14 @@ class AdaptiveConcurrency:
     Args:
         ceiling: the most it may reach, at least 1.
         start: where it begins, at least 1; a server that is full with less, and queues, is not found out.
+
+    Attributes:
+        limit: calls that may be in flight now, 1 to the ceiling.
     """
 
     def __init__(self, ceiling: int, *, start: int = 4) -> None:
         self._ceiling = ceiling
-        self._limit = max(1, min(start, ceiling))
+        self.limit = max(1, min(start, ceiling))
         self._number = 0  # of the limit now in force; attempts of an older one do not measure it
         self._cut_number = 0  # attempts older than this were out at the last cut
         self._doubling = True
@@ -73,13 +76,8 @@ class AdaptiveConcurrency:
 
     def __repr__(self) -> str:
         return (
-            f"<AdaptiveConcurrency {self._limit} of {self._ceiling}{' doubling' if self._doubling else ''}>"
+            f"<AdaptiveConcurrency {self.limit} of {self._ceiling}{' doubling' if self._doubling else ''}>"
         )
-
-    @property
-    def limit(self) -> int:
-        """Calls that may be in flight now, 1 to the ceiling."""
-        return self._limit
 
     def begin_again(self, calls: int) -> None:
         """Double again from `calls` at once on: after an outage the provider may take fewer than before."""
@@ -87,7 +85,7 @@ class AdaptiveConcurrency:
         self._base = self._unloaded = None
         self._doubling = True
         self._answers = self._failed = 0
-        self._set(min(calls, self._limit))
+        self._set(min(calls, self.limit))
 
     def granted(self, now: float) -> Grant:
         """Take note of an attempt that starts now; `settled` gets back what this returns."""
@@ -110,44 +108,44 @@ class AdaptiveConcurrency:
         self._answers += 1
         if outcome is Outcome.FAILED:
             self._failed += 1
-            if self._failed > max(1.0, FAILED_SHARE * self._limit):
+            if self._failed > max(1.0, FAILED_SHARE * self.limit):
                 self._cut()
                 return
         elif grant.number == self._number:
             self._measured += 1
             self._in_flight += in_flight
             self._latency_s += now - grant.at
-            if self._measured % self._limit == 0 and self._measured >= FEWEST_ANSWERS:
+            if self._measured % self.limit == 0 and self._measured >= FEWEST_ANSWERS:
                 self._full_window(now)
-        if self._answers >= 2 * self._limit:
+        if self._answers >= 2 * self.limit:
             self._answers = self._failed = 0
 
     def _full_window(self, now: float) -> None:
         in_flight = self._in_flight / self._measured
-        if in_flight < IN_USE * self._limit or self._latency_s <= 0:
+        if in_flight < IN_USE * self.limit or self._latency_s <= 0:
             self._clear()
             return
-        if in_flight < FULL * self._limit:
-            self._set(self._limit + 1)  # something else held calls back, too: no verdict on the limit
+        if in_flight < FULL * self.limit:
+            self._set(self.limit + 1)  # something else held calls back, too: no verdict on the limit
             return
         # By Little's law, so that pauses between calls do not count.
         per_second = in_flight * self._measured / self._latency_s
-        settled = self._measured >= max(SURE_ANSWERS, 4 * self._limit)
+        settled = self._measured >= max(SURE_ANSWERS, 4 * self.limit)
         if self._doubling:
-            self._double(_Pace(self._limit, per_second, self._measured), settled=settled)
-        elif self._limit < self._trusted:
-            self._set(self._limit + 1)
+            self._double(_Pace(self.limit, per_second, self._measured), settled=settled)
+        elif self.limit < self._trusted:
+            self._set(self.limit + 1)
         elif self._base is None:
             if settled:
-                self._base = _Pace(self._limit, per_second, self._measured)
+                self._base = _Pace(self.limit, per_second, self._measured)
                 self._clear()
-        elif self._limit == self._base.limit:
+        elif self.limit == self._base.limit:
             if now >= self._rest_until or per_second > FASTER * self._base.per_second:
-                self._set(self._limit + 1)
-        elif self._limit < self._step_end(self._base.limit):
-            self._set(self._limit + 1)
+                self._set(self.limit + 1)
+        elif self.limit < self._step_end(self._base.limit):
+            self._set(self.limit + 1)
         elif settled:
-            self._judge(_Pace(self._limit, per_second, self._measured), self._base, now)
+            self._judge(_Pace(self.limit, per_second, self._measured), self._base, now)
 
     def _double(self, pace: _Pace, *, settled: bool) -> None:
         base = self._base
@@ -182,11 +180,11 @@ class AdaptiveConcurrency:
         self._set(base.limit)
 
     def _cut(self) -> None:
-        self._trusted = self._limit
+        self._trusted = self.limit
         self._doubling = False
         self._base = None
         self._answers = self._failed = 0
-        self._set(int(CUT * self._limit))
+        self._set(int(CUT * self.limit))
         self._number += 1  # also where the limit cannot go lower: what was out then has been heard
         self._cut_number = self._number
 
@@ -195,8 +193,8 @@ class AdaptiveConcurrency:
 
     def _set(self, limit: int) -> None:
         limit = max(1, min(limit, self._ceiling))
-        self._number += limit != self._limit
-        self._limit = limit
+        self._number += limit != self.limit
+        self.limit = limit
         self._clear()
 
     def _clear(self) -> None:
