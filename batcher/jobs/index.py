@@ -9,7 +9,7 @@ from batcher.jobs.lines import LineDefaults, assigned_id, check_line
 from batcher.jobs.rows import JobIndex
 from batcher.jobs.source import Sources
 from batcher.results.earlier import FAILED
-from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
+from batcher.results.fingerprints import Fingerprints, hash_id, hash_request
 
 __all__ = ["JobIndex", "OnChanged", "index_jobs"]
 
@@ -133,9 +133,7 @@ class _Pass:
             if not self._runs_again(where, job_id, known, request):
                 return
             index.mark_replaced(key)
-        index.append(
-            checked, offset=offset, number=number, fingerprint=hash_job(key, request), ordinal=ordinal
-        )
+        index.append(checked, line, offset=offset, number=number, ordinal=ordinal)
 
     def _free_ordinal(self, request_sha256: str) -> int:
         """Find the first ordinal that no line before has used for this request."""

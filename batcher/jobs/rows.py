@@ -3,11 +3,11 @@
 from array import array
 from typing import Any
 
-from batcher.errors import BadLine, OutputError
-from batcher.jobs.lines import CheckedLine, LineDefaults, assigned_id, build_job, check_line
+from batcher.errors import OutputError
+from batcher.jobs.lines import CheckedLine, LineDefaults, assigned_id, build_job, reread_line
 from batcher.jobs.order import LaneOrder
 from batcher.jobs.source import Sources
-from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
+from batcher.results.fingerprints import Fingerprints, hash_id
 from batcher.types import Endpoint, Job
 
 # A provider caches prompts from about 1,000 tokens on; below a few hundred characters it never pays.
@@ -17,7 +17,7 @@ _MIN_PREFIX_CHARS = 500
 class JobIndex:
     """The jobs that are to run: what order they come in, and where each is to be read.
 
-    A row takes 26 bytes: offset, line number, fingerprint of id and request, prefix group, place in its lane.
+    A row takes 26 bytes: offset, line number, hash of the line, prefix group, place in its lane.
 
     Attributes:
         earlier_results: results of earlier runs, whether or not a line asks for them.
@@ -37,7 +37,7 @@ class JobIndex:
         self._defaults = defaults
         self._offsets = array("Q")
         self._numbers = array("I")
-        self._fingerprints = array("Q")
+        self._line_hashes = array("q")
         self._prefixes = array("H")
         self._ordinals = Fingerprints()
         self._lanes: dict[str, LaneOrder] = {}
@@ -112,13 +112,10 @@ class JobIndex:
         offset = self._offsets[row]
         where = self._sources.where(offset, self._numbers[row])
         line = self._sources.read_line(offset)
-        try:
-            checked = check_line(line, self._defaults)
-        except BadLine:
-            raise OutputError(_edited(where)) from None
-        job_id = checked.id or assigned_id(checked.request_sha256, self._ordinals.get(row) or 1)
-        if hash_job(hash_id(job_id), hash_request(checked.request_sha256)) != self._fingerprints[row]:
+        if hash(line) != self._line_hashes[row]:
             raise OutputError(_edited(where))
+        checked = reread_line(line, self._defaults)
+        job_id = checked.id or assigned_id(checked.request_sha256, self._ordinals.get(row) or 1)
         return build_job(checked, line, job_id=job_id, where=where, defaults=self._defaults)
 
     def mark_replaced(self, id_hash: int) -> None:
@@ -130,9 +127,7 @@ class JobIndex:
         """Close the sources."""
         self._sources.close()
 
-    def append(
-        self, checked: CheckedLine, *, offset: int, number: int, fingerprint: int, ordinal: int
-    ) -> None:
+    def append(self, checked: CheckedLine, line: bytes, *, offset: int, number: int, ordinal: int) -> None:
         """Queue a line: called by the pass that fills the index, before the first `pop`.
 
         `ordinal` tells lines without an id and with equal requests apart; 1 for all others.
@@ -140,7 +135,7 @@ class JobIndex:
         row = len(self._offsets)
         self._offsets.append(offset)
         self._numbers.append(number)
-        self._fingerprints.append(fingerprint)
+        self._line_hashes.append(hash(line))
         self._prefixes.append(_prefix_group(checked.body))
         if ordinal > 1:
             self._ordinals.add(row, ordinal)

@@ -92,26 +92,23 @@ class Sources:
         Raises:
             InputMissing: reading failed.
         """
-        end = self._ahead.find(b"\n", offset - self._ahead_at) if self._covers(offset) else -1
+        begin = offset - self._ahead_at
+        end = self._ahead.find(b"\n", begin) if begin >= 0 else -1
         size = self._read_ahead_bytes
         while end < 0:
             which = self._file_at(offset)
             at = offset - self._bases[which]
             size = min(size, self._files[which].size - at)
             self._ahead = _read(self._files[which], size, at)
-            self._ahead_at = offset
+            self._ahead_at, begin = offset, 0
             end = self._ahead.find(b"\n")
             if end < 0 and (len(self._ahead) < size or at + size >= self._files[which].size):
                 end = len(self._ahead)
             size *= 4
-        line = self._ahead[offset - self._ahead_at : end]
-        return line[:-1] if line[-1:] == b"\r" else line
-
-    def _covers(self, offset: int) -> bool:
-        return self._ahead_at <= offset < self._ahead_at + len(self._ahead)
+        return self._ahead[begin:end].removesuffix(b"\r")
 
     def _file_at(self, offset: int) -> int:
-        return min(bisect_right(self._bases, offset), len(self._files)) - 1
+        return bisect_right(self._bases, offset, 0, len(self._files)) - 1
 
     def _lines_of(
         self, file: OpenedFile, base: int, on_bad: Callable[[str, str], None]

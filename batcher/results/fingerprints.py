@@ -17,11 +17,6 @@ def hash_request(request_sha256: str) -> int:
     return int(request_sha256[:16], 16) & ~_FREE_BITS
 
 
-def hash_job(id_hash: int, request_hash: int) -> int:
-    """Join the hashes of id and request into the 64 bits by which a line that is read back is known."""
-    return id_hash ^ request_hash
-
-
 class Fingerprints:
     """Maps 64-bit hashes to 64-bit values; open addressing, at most half full.
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batcher.results.fingerprints import Fingerprints, hash_id, hash_job, hash_request
+from batcher.results.fingerprints import Fingerprints, hash_id, hash_request
 
 keys = st.integers(0, 2**64 - 1) | st.integers(0, 12).map(lambda n: n << 12)
 steps = st.lists(st.tuples(st.sampled_from(["add", "put", "get"]), keys, st.integers(0, 2**64 - 1)))
@@ -64,4 +64,3 @@ def test_hashes_fit_their_places() -> None:
     assert 0 <= hash_id("a") < 2**64
     assert hash_id("a") != hash_id("b")
     assert hash_request("f" * 64) == 2**64 - 4
-    assert hash_job(hash_id("a"), hash_request("f" * 64)) != hash_job(hash_id("b"), hash_request("f" * 64))
