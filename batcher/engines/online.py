@@ -71,6 +71,8 @@ class OnlineRun:
         self._room = room
         self._idle = asyncio.Event()
         self._left_pending = False
+        self._is_free = False  # a task whose job has just ended takes the next one that is started
+        self._taken: Job | None = None
 
     async def run(self, stop: Stop, unreached: Callable[[], str | None]) -> None:
         """Run until every job has a result, is parked, or `stop` ends it; then everything is on disk.
@@ -122,7 +124,10 @@ class OnlineRun:
         async with asyncio.TaskGroup() as group:
 
             def start(job: Job) -> None:
-                group.create_task(self._run_job(job, scheduler, stop))
+                if self._is_free:
+                    self._is_free, self._taken = False, job
+                else:
+                    group.create_task(self._work(job, scheduler, stop))
 
             scheduler = Scheduler(
                 self._queue,
@@ -145,20 +150,39 @@ class OnlineRun:
             left_s = None if soonest.resume_at is None else max(0.0, soonest.resume_at - monotonic())
             stop.drain(StopReason.INTERRUPTED, str(soonest), resume_in_s=left_s)
 
-    async def _run_job(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
+    async def _work(self, job: Job, scheduler: Scheduler, stop: Stop) -> None:
+        """Run a job, then the one that is started in its place, and so on: a task is shared by many jobs."""
         try:
-            result = await self._execute(job)
-            if result is None:
-                self._left_pending = True
-            else:
-                self._writer.append(result)
-                await self._writer.room()
-                await self._room()
-            scheduler.finished(job)
+            following: Job | None = job
+            while following is not None:
+                job = following
+                await self._run_job(job)
+                following = self._finished(job, scheduler)
         except BatcherError as error:
             stop.fail(error)
         if scheduler.idle:
             self._idle.set()
+
+    async def _run_job(self, job: Job) -> None:
+        result = await self._execute(job)
+        if result is None:
+            self._left_pending = True
+        else:
+            self._writer.append(result)
+            if not self._writer.has_room:
+                await self._writer.room()
+            await self._room()
+        if result is None or not result.attempts:
+            await asyncio.sleep(0)  # it may have waited for nothing, and others have to get their turn
+
+    def _finished(self, job: Job, scheduler: Scheduler) -> Job | None:
+        """Tell that a job has ended; return the job, if any, that its task goes on with."""
+        self._is_free, self._taken = True, None
+        try:
+            scheduler.finished(job)
+        finally:
+            self._is_free = False
+        return self._taken
 
     def _task_ended(self, task: asyncio.Task[None], stop: Stop) -> None:
         error = None if task.cancelled() else task.exception()

@@ -182,6 +182,11 @@ class ResultWriter:
         return self._appended_bytes - self._committed_bytes
 
     @property
+    def has_room(self) -> bool:
+        """Whether `room` would neither wait nor raise."""
+        return self._failure is None and self.backlog_bytes <= self._max_backlog_bytes
+
+    @property
     def uncommitted(self) -> int:
         """How many results are not yet committed; after `aclose`, those that a stream did not take."""
         return len(self._uncommitted)
