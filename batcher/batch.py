@@ -88,7 +88,7 @@ async def run_batch(
 
         journal = await _open_journal(paths, budget, stack)
         emit.join(journal.attempt_finished, AttemptFinished)
-        emit.join(WriteNotices(journal.notice), AttemptFinished, *get_args(Notice))
+        WriteNotices(journal.notice).join(emit)
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
             *sinks,
@@ -111,7 +111,7 @@ async def run_batch(
             on_lane=lambda account, lane: shared[account].prepare(lane) if account in shared else None,
         )
         shared = await stack.enter_async_context(share_accounts(accounts, routing, environ, emit))
-        await _look_on(routing, shared, emit, stack)
+        await _look_on(routing, shared, emit, stats, stack)
         wanted = index.queued if spec.limit is None else min(index.queued, spec.limit)
         watcher.running(stats, routing, wanted)
         journal.run_started(
@@ -230,13 +230,16 @@ async def _open_journal(paths: OutputPaths | None, budget: Budget | None, stack:
 
 
 async def _look_on(
-    routing: Routing, shared: Mapping[Account, SharedAccount], emit: Listeners, stack: AsyncExitStack
+    routing: Routing,
+    shared: Mapping[Account, SharedAccount],
+    emit: Listeners,
+    stats: Stats,
+    stack: AsyncExitStack,
 ) -> None:
     """Let those listen who count what accounts have used, and who notice when nothing moves."""
     for account in shared.values():
         emit.join(account.watch, AttemptFinished)
-    watchdog = Watchdog(routing.waits_for)
-    emit.join(watchdog, AttemptFinished, JobFinished)
+    watchdog = Watchdog(routing.waits_for, lambda: stats.calls + stats.finished)
     await stack.enter_async_context(in_background(watchdog.watch()))
 
 

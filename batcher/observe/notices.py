@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import math
 import textwrap
 from collections.abc import Callable
 from datetime import datetime
+from typing import get_args
 
-from batcher.clock import monotonic, utcnow
+from batcher.clock import loop_clock, utcnow
 from batcher.errors import OutputError
 from batcher.events import (
     AttemptFinished,
@@ -18,6 +20,8 @@ from batcher.events import (
     JobStarted,
     KeyDisabled,
     LaneChanged,
+    Listeners,
+    Notice,
 )
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,7 @@ _MANY = (AttemptFinished, JobStarted, JobFinished)
 NOTICES_KEPT = 50
 WRITTEN_CHARACTERS = 500
 EQUAL_EVERY_S = 60.0
+LOOK_EVERY_S = 1.0
 WRITTEN_AT_ONCE = 200
 WRITTEN_A_RUN = 10_000
 HELD_BACK = 5
@@ -147,20 +152,30 @@ class WriteNotices:
     def __init__(self, write: Callable[[str, datetime], None]) -> None:
         self._write = write
         self._words = Wording()
-        self._throttle: Throttle | None = None
+        self._now = loop_clock()
+        self._throttle = Throttle(self._now())
+        self._look_at = math.inf  # when something that is held back may be let through
 
     def __call__(self, event: Event) -> None:
-        """Write one event down, if there is something to tell, and what was held back until now."""
-        message = self._words(event)
-        if message and isinstance(event, KeyDisabled | FallbackTaken):
-            self._append(message, utcnow())  # there are no more of these than keys and pairs of models
-        elif message:
-            if self._throttle is None:
-                self._throttle = Throttle(monotonic())
+        """Write one event down, if there is something to tell."""
+        if isinstance(event, KeyDisabled | FallbackTaken):
+            if message := self._words(event):
+                self._append(message, utcnow())  # there are no more of these than keys and pairs of models
+        elif message := self._words(event):
             self._throttle.offer(message, utcnow())
-        if self._throttle is not None and self._throttle.holds:
-            for held, at in self._throttle.take(monotonic()):
+            self._look_at = self._now()
+        self._look(event)
+
+    def join(self, emit: Listeners) -> None:
+        """Listen to a run from now on."""
+        emit.join(self, *get_args(Notice))
+        emit.join(self._look, AttemptFinished)
+
+    def _look(self, _: Event) -> None:
+        if self._look_at < math.inf and (now := self._now()) >= self._look_at:
+            for held, at in self._throttle.take(now):
                 self._append(held, at)
+            self._look_at = now + LOOK_EVERY_S if self._throttle.holds else math.inf
 
     def _append(self, message: str, at: datetime) -> None:
         with contextlib.suppress(OutputError):

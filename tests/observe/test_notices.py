@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from batcher.api import arun_jobs
 from batcher.errors import OutputError
 from batcher.events import (
+    AttemptFinished,
     BudgetReached,
     CircuitChanged,
     Event,
@@ -19,6 +20,7 @@ from batcher.events import (
     JobStarted,
     KeyDisabled,
     LaneChanged,
+    Listeners,
 )
 from batcher.observe.notices import (
     EQUAL_EVERY_S,
@@ -34,9 +36,22 @@ from batcher.observe.notices import (
 )
 from batcher.providers.simulator.server import start_embedded
 from batcher.providers.simulator.settings import SimulatorSettings
+from batcher.types import Outcome
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 STARTED = JobStarted(job_id="j", model="a")
+CALLED = AttemptFinished(
+    job_id="j",
+    call=1,
+    route="a",
+    outcome=Outcome.SUCCESS,
+    code="",
+    message="",
+    status=200,
+    latency_s=1.0,
+    sent=True,
+    usage=None,
+)
 
 
 def fallback(wanted: str, taken: str) -> FallbackTaken:
@@ -195,14 +210,16 @@ async def test_notices_are_written_down_short_and_keys_never_wait() -> None:
     assert len(written[-1]) <= 500
 
 
-async def test_what_was_held_back_is_written_with_the_next_event_of_any_kind() -> None:
+async def test_what_was_held_back_is_written_with_the_next_call() -> None:
     written: list[str] = []
-    listener = WriteNotices(lambda message, at: written.append(message))
+    emit = Listeners()
+    WriteNotices(lambda message, at: written.append(message)).join(emit)
     for message in ("open", "closed", "open"):
-        listener(CircuitChanged(route="a", state="", message=message))
+        emit(CALLED)
+        emit(CircuitChanged(route="a", state="", message=message))
     assert written == ["open", "closed"]
     await asyncio.sleep(EQUAL_EVERY_S)
-    listener(STARTED)
+    emit(CALLED)
     assert written == ["open", "closed", "open"]
 
 

@@ -6,42 +6,39 @@ import pytest
 from virtual_clock import VirtualClockLoop
 
 from batcher.clock import monotonic
-from batcher.events import AttemptFinished
 from batcher.observe.watchdog import Watchdog
-from batcher.types import Outcome
 
-MOVED = AttemptFinished(
-    job_id="j",
-    call=1,
-    route="m",
-    outcome=Outcome.SUCCESS,
-    code="",
-    message="",
-    status=200,
-    latency_s=1.0,
-    sent=True,
-    usage=None,
-)
+
+class Watched:
+    """A run that moves when it is told to, and its watchdog."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        dog = Watchdog(lambda: "m: 3 calls in flight, 0 wait", lambda: self.calls, quiet_s=300.0)
+        self.watch = dog.watch
+
+    def moves(self) -> None:
+        self.calls += 1
 
 
 @pytest.fixture
-async def dog(caplog: pytest.LogCaptureFixture) -> Watchdog:
-    return Watchdog(lambda: "m: 3 calls in flight, 0 wait", quiet_s=300.0)
+async def run(caplog: pytest.LogCaptureFixture) -> Watched:
+    return Watched()
 
 
-async def test_nothing_is_said_while_something_moves(dog: Watchdog, caplog: pytest.LogCaptureFixture) -> None:
-    watching = asyncio.create_task(dog.watch())
+async def test_nothing_is_said_while_something_moves(run: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watching = asyncio.create_task(run.watch())
     for _ in range(20):
         await asyncio.sleep(299.0)
-        dog(MOVED)
+        run.moves()
     watching.cancel()
     assert caplog.messages == []
 
 
-async def test_silence_is_told_again_and_again(dog: Watchdog, caplog: pytest.LogCaptureFixture) -> None:
-    watching = asyncio.create_task(dog.watch())
+async def test_silence_is_told_again_and_again(run: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    watching = asyncio.create_task(run.watch())
     await asyncio.sleep(100.0)
-    dog(MOVED)
+    run.moves()
     for _ in range(3):
         await asyncio.sleep(100.0)
     await asyncio.sleep(310.0)
@@ -53,9 +50,9 @@ async def test_silence_is_told_again_and_again(dog: Watchdog, caplog: pytest.Log
 
 
 async def test_a_process_that_stood_still_is_no_silent_provider(
-    dog: Watchdog, caplog: pytest.LogCaptureFixture
+    run: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watching = asyncio.create_task(dog.watch())
+    watching = asyncio.create_task(run.watch())
     await asyncio.sleep(0.5)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
