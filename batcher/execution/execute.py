@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import math
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
 
-from batcher.clock import loop_clock, utcnow
+from batcher.clock import loop_clock
 from batcher.errors import BatcherError, CallError, LaneParked
 from batcher.events import Emit, JobStarted
 from batcher.execution.attempt import Story
@@ -44,7 +47,10 @@ class Executor:
         self._emit(JobStarted(job_id=job.id, model=job.model))
         answer: Reply | Failure
         try:
-            answer = await self._answer(story)
+            if deadline_at == math.inf:
+                answer = await self._completer.complete(story)
+            else:
+                answer = await self._answer_in_time(story)
         except LaneParked:
             return None
         except CallError as error:
@@ -56,9 +62,7 @@ class Executor:
             answer = Failure(code="internal_error", message=f"{type(error).__name__}: {error}")
         return self._result(story, answer)
 
-    async def _answer(self, story: Story) -> Reply:
-        if story.deadline_at == math.inf:
-            return await self._completer.complete(story)
+    async def _answer_in_time(self, story: Story) -> Reply:
         try:
             async with asyncio.timeout_at(story.deadline_at) as timeout:
                 return await self._completer.complete(story)
@@ -76,7 +80,7 @@ class Executor:
             attempts=story.attempts,
             latency_s=story.latency_s,
             queued_s=self._now() - story.began_at - story.in_calls_s,
-            finished_at=utcnow().isoformat(timespec="milliseconds"),
+            finished_at=_iso_time(time.time_ns() // 1_000_000),
             cost_usd=self._cost_usd(story),
         )
 
@@ -89,6 +93,11 @@ class Executor:
                 return None
             total_usd = cost_usd if total_usd is None else total_usd + cost_usd
         return total_usd
+
+
+@lru_cache(maxsize=1)  # several jobs end in the same millisecond
+def _iso_time(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _failure(error: CallError) -> Failure:
