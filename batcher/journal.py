@@ -272,7 +272,8 @@ class History:
     def maybe_charged(self) -> Container[str]:
         """Return the ids of the jobs whose last call may have been charged and brought no result."""
         self._fold()
-        return _Hashes(note & ~_STATE_BITS for notes in self._notes for note in notes)
+        numbers = sorted(note & ~_STATE_BITS for notes in self._notes for note in notes)
+        return _Hashes(array("q", numbers)) if numbers else ()
 
     def _read(self, file: BinaryIO, on_progress: Callable[[int], None]) -> None:
         run_id = ""
@@ -331,8 +332,8 @@ def _state_after(state: int | None, event: int) -> int | None:
 class _Hashes:
     """Ids as the upper bits of their hashes, 8 bytes each."""
 
-    def __init__(self, numbers: Iterator[int]) -> None:
-        self._numbers = array("q", sorted(numbers))
+    def __init__(self, numbers: "array[int]") -> None:
+        self._numbers = numbers
 
     def __contains__(self, job_id: object) -> bool:
         number = hash(job_id) & ~_STATE_BITS

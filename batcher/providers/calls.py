@@ -39,7 +39,11 @@ class Calls:
         self._dialect = dialect
 
     async def send(self, request: Request, *, timeout_s: float) -> Reply:
-        """Make one call and check what comes back; raises as `Provider.send` does."""
+        """Make one HTTP call, bounded by `timeout_s` from its start to the last byte, and check the reply.
+
+        Raises:
+            CallError: the call did not bring an answer.
+        """
         status, headers, body = await self._pool.post(
             self._urls[request.endpoint], self._headers, request.body, timeout_s=timeout_s
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from batcher.providers.calls import Calls
 from batcher.providers.keys import Secret
 from batcher.providers.transport import ACCEPT_ENCODING, Pool
-from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
+from batcher.types import ENDPOINTS, ModelInfo
 
 if TYPE_CHECKING:
     from batcher.providers.groq_client import GroqClient
@@ -22,7 +22,7 @@ _PREFIX = "/openai"
 
 
 class Groq:
-    """One Groq account.
+    """One Groq account; `send` is what `Calls` makes of it.
 
     Args:
         pool: shared with others; it stays open.
@@ -43,18 +43,11 @@ class Groq:
             key=key,
             dialect="groq",
         )
+        self.send = self._calls.send
         self._client: GroqClient | None = None
 
     def __repr__(self) -> str:
         return f"Groq({self._base_url!r})"
-
-    async def send(self, request: Request, *, timeout_s: float) -> Reply:
-        """Make one HTTP call, bounded by `timeout_s` from its start to the last byte.
-
-        Raises:
-            CallError: the call did not bring an answer.
-        """
-        return await self._calls.send(request, timeout_s=timeout_s)
 
     async def models(self) -> list[ModelInfo]:
         """List the models that the account can use.

@@ -4,13 +4,13 @@ from batcher.providers.calls import Calls
 from batcher.providers.keys import Secret
 from batcher.providers.replies import parse_models
 from batcher.providers.transport import ACCEPT_ENCODING, Pool
-from batcher.types import ENDPOINTS, ModelInfo, Reply, Request
+from batcher.types import ENDPOINTS, ModelInfo
 
 _CONTROL_TIMEOUT_S = 60.0
 
 
 class OpenAICompatible:
-    """One account at one address.
+    """One account at one address; `send` is what `Calls` makes of it.
 
     Args:
         pool: shared with others; it stays open.
@@ -33,6 +33,7 @@ class OpenAICompatible:
             headers.append(("authorization", f"Bearer {key.reveal()}"))
         urls = {endpoint: base_url + endpoint.removeprefix("/v1") for endpoint in ENDPOINTS}
         self._calls = Calls(pool, urls=urls, headers=headers, key=key, dialect="openai")
+        self.send = self._calls.send
 
     def __repr__(self) -> str:
         return f"OpenAICompatible({self._base_url!r}, name={self._name!r})"
@@ -41,14 +42,6 @@ class OpenAICompatible:
     def name(self) -> str:
         """The provider's name, as it stands in result lines."""
         return self._name
-
-    async def send(self, request: Request, *, timeout_s: float) -> Reply:
-        """Make one HTTP call, bounded by `timeout_s` from its start to the last byte.
-
-        Raises:
-            CallError: the call did not bring an answer.
-        """
-        return await self._calls.send(request, timeout_s=timeout_s)
 
     async def models(self) -> list[ModelInfo]:
         """List the models that the account can use.

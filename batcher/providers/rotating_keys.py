@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from batcher.clock import monotonic
+from batcher.clock import loop_clock
 from batcher.errors import CallError, KeyDoubted, KeyRefused, ModelUnavailable
 from batcher.events import Emit, KeyDisabled
 from batcher.providers.base import Provider
@@ -138,8 +138,11 @@ class KeyRing:
         key = self._next(model, now)
         if key is None:
             return None
-        self._turns.remove(key)
-        self._turns.append(key)
+        if key == self._turns[0]:
+            self._turns.rotate(-1)
+        else:
+            self._turns.remove(key)
+            self._turns.append(key)
         self._standings[key].sent(model, now)
         return Turn(key, model, now)
 
@@ -193,7 +196,7 @@ class KeyRing:
         return Verdict.MODEL_REFUSED if refused else Verdict.DOUBTED
 
     def _next(self, model: str, now: float) -> int | None:
-        if self._turns and not self.is_doubted(self._turns[0], model):
+        if self._turns and not self._standings[self._turns[0]].doubts_of(model):
             return self._turns[0]
         others = any(not self.is_doubted(key, model) for key in self._turns)
         for key in self._turns:
@@ -222,6 +225,7 @@ class RotatingKeys:
         self._keys = tuple(keys)
         self._emit = emit
         self._ring = KeyRing(len(keys))
+        self._now = loop_clock()
         self._last_refusal = ("", "")  # code and message
 
     def __repr__(self) -> str:
@@ -243,12 +247,12 @@ class RotatingKeys:
             KeyRefused: no key is left; unless the call itself found that out, none was made.
             CallError: the call did not bring an answer.
         """
-        turn = self._ring.take(request.model, monotonic())
+        turn = self._ring.take(request.model, self._now())
         if turn is None:
             raise self._no_key_now()
         try:
             reply = await self._keys[turn.key][1].send(request, timeout_s=timeout_s)
-            self._ring.answered(turn, monotonic())
+            self._ring.answered(turn, self._now())
         except KeyRefused as error:
             meant = self._refused(turn, error)
             if meant is error:
@@ -278,7 +282,7 @@ class RotatingKeys:
 
     def _refused(self, turn: Turn, error: KeyRefused) -> CallError:
         """Return what the refusal means for the job, `error` itself if no key is left."""
-        now = monotonic()
+        now = self._now()
         self._last_refusal = (error.code, str(error))
         no_credit = error.status == 402 or error.code in _NO_CREDIT
         verdict = self._ring.refused(turn, now, for_good=no_credit)

@@ -348,7 +348,7 @@ async def test_all_are_closed_even_if_one_fails_to() -> None:
     assert [key.closed for key in keys] == [1, 1, 1]
 
 
-def test_an_account_has_a_key_and_its_providers_name() -> None:
+async def test_an_account_has_a_key_and_its_providers_name() -> None:
     with pytest.raises(ValueError, match="one key at least"):
         RotatingKeys("main", [], lambda event: None)
     rig = Rig(OneKey(), OneKey())
