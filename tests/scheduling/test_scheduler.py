@@ -124,10 +124,20 @@ def test_whatever_parks_or_sleeps_no_job_that_could_run_is_left_behind(
 ) -> None:
     fallback = {number: model for number, model in fallback.items() if number < len(listed)}
 
+    sleeps: dict[str, asyncio.Task[None]] = {}
+
     async def run() -> None:
+        try:
+            await play()
+        finally:
+            # An example that is given up half-way leaves no error behind that nobody looks at.
+            for sleep in sleeps.values():
+                sleep.cancel()
+            await asyncio.gather(*sleeps.values(), return_exceptions=True)
+
+    async def play() -> None:
         with scheduling(listed, concurrency=concurrency, fallback=fallback) as (scheduler, routing, started):
             scheduler.fill()
-            sleeps: dict[str, asyncio.Task[None]] = {}
             ended = 0
             while ended < len(started):
                 # Jobs end in any order: the one that does is swapped to where the next is taken from.
