@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from groq import AsyncGroq
 from raw_server import Connection, answering, http, raw_server
 
 from batcher.providers.groq import Groq
@@ -60,6 +61,27 @@ async def test_the_environment_moves_neither_calls_nor_headers(
         assert b"other" not in request
         assert request.count(b"authorization: Bearer gsk_Sentinel") == 1
         assert b"\r\nuser-agent: batcher\r\n" in request
+
+
+async def test_a_jobs_call_goes_where_groqs_own_client_sends_it(pool: Pool) -> None:
+    requests: list[bytes] = []
+
+    async def talk(connection: Connection) -> None:
+        while request := await connection.request():
+            requests.append(request)
+            await connection.send(http(ANSWER))
+
+    async with raw_server(talk) as server:
+        groq = Groq(pool, KEY, server.url)
+        await groq.send(ASK, timeout_s=5)
+        await groq.aclose()
+        async with AsyncGroq(api_key=KEY.reveal(), base_url=server.url, max_retries=0) as client:
+            await client.chat.completions.create(model="m", messages=[])
+    ours, theirs = (request.split(b"\r\n") for request in requests)
+    assert ours[0] == theirs[0] == b"POST /openai/v1/chat/completions HTTP/1.1"
+    authorization = f"authorization: Bearer {KEY.reveal()}".encode()
+    assert authorization in ours
+    assert authorization in [line[:1].lower() + line[1:] for line in theirs]
 
 
 @pytest.mark.parametrize("path", ["", "/openai", "/openai/v1"])
