@@ -94,9 +94,7 @@ class Journal:
 
     def attempt_finished(self, event: AttemptFinished) -> None:
         """Listen to a run: write down each call that ended without an answer and was not charged."""
-        if event.outcome is Outcome.SUCCESS:
-            return
-        if event.status or not event.sent:
+        if event.outcome is not Outcome.SUCCESS and (event.status or not event.sent):
             self.failed(event.job_id, event.call, event.status)
 
     def committed(self, results_bytes: int, errors_bytes: int) -> None:
