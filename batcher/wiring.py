@@ -28,8 +28,6 @@ from batcher.scheduling.routing import Account, Routing
 from batcher.scheduling.slots import RunSlots
 
 DESCRIPTORS_FOR_OTHERS = 64
-SLACK = 32
-"""Jobs kept ready for each model beyond those in flight."""
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -117,7 +115,6 @@ def build_run(
     executor = Executor(Completer(routing, attempts, settings.retry), pricing, emit, provider=provider)
     limits = RunLimits(
         concurrency=concurrency,
-        slack=SLACK,
         grace_s=settings.grace,
         deadline_at=deadline_at,
         batch=BatchPolicy(size=settings.batch_size, wait_s=settings.batch_wait_s),

@@ -26,7 +26,6 @@ class RunLimits:
 
     Attributes:
         concurrency: calls in flight.
-        slack: jobs kept ready for each model, beyond those that its lanes can have in flight.
         grace_s: how long calls in flight may go on after a stop.
         deadline_at: loop time of the run's end, None without one.
         unreachable_after_s: a run none of whose calls reached the provider ends after this long.
@@ -34,7 +33,6 @@ class RunLimits:
     """
 
     concurrency: int
-    slack: int = 32
     grace_s: float = 60.0
     deadline_at: float | None = None
     unreachable_after_s: float = 60.0
@@ -134,7 +132,6 @@ class OnlineRun:
                 self._routing,
                 start,
                 concurrency=self._limits.concurrency,
-                slack=self._limits.slack,
                 batch=self._limits.batch,
             )
             with contextlib.closing(scheduler):

@@ -18,6 +18,7 @@ from batcher.text.tokens import TokenEstimator
 from batcher.types import Outcome, RateLimits, Usage
 
 NOTHING = Demand(0, 0)
+READY = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,11 @@ class Allowance:
         """Calls that may be in flight now; few at first after a pause."""
         limit, most = self._concurrency.limit, self.pause.most_at_once
         return limit if limit <= most else int(most)
+
+    @property
+    def ready(self) -> int:
+        """Requests to keep ready beyond those in flight: some where what the first needs may not be there."""
+        return READY if self._quota is not None else 0
 
     @property
     def day_limits(self) -> tuple[int | None, int | None]:

@@ -86,6 +86,11 @@ class Lane:
         return self._allowance.concurrency
 
     @property
+    def room(self) -> int:
+        """Jobs that are of use: as many as may be in flight, and some to choose from where limits bind."""
+        return self.concurrency and self.concurrency + self._allowance.ready
+
+    @property
     def day_limits(self) -> tuple[int | None, int | None]:
         """Requests and tokens a day, as told or learned."""
         return self._allowance.day_limits
@@ -113,11 +118,11 @@ class Lane:
 
     def held_up_s(self, now: float) -> float:
         """Return for how long the lane has been shut or will be: by failures, a pause, a day's limit."""
-        return max(self._circuits.held_up_s(now), self._shut_s(now))
+        return max(self._circuits.held_up_s(now), self._allowance.pause.until - now, self._used_up_s(now))
 
     def next_try_in_s(self, now: float) -> float:
         """Return in how many seconds a lane that is shut lets an attempt through, as far as is known."""
-        return max(self._circuits.next_try_in_s(now), self._shut_s(now))
+        return max(self._circuits.next_try_in_s(now), self._allowance.pause.until - now, self._used_up_s(now))
 
     async def permit(
         self,
@@ -327,9 +332,6 @@ class Lane:
             return 0.0  # calls in flight may give back what they do not use
         wait_s = self._allowance.quota_until(best.demand, now) - now
         return wait_s if wait_s > WINDOW_S or self._limits.too_long(wait_s, now) else 0.0
-
-    def _shut_s(self, now: float) -> float:
-        return max(0.0, self._allowance.pause.until - now, self._used_up_s(now))
 
     def _send_away(self, now: float) -> float:
         """Let those go elsewhere for whom the lane is shut for too long; return when others may follow."""

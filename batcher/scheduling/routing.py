@@ -148,11 +148,11 @@ class Routing:
         return any(other is not route and other.lane.parked is None for other in self.routes(route.model))
 
     def room(self, model: str) -> int | None:
-        """Return how many calls the open lanes of a model may have in flight, None if none is open."""
+        """Return how many jobs are of use to the open lanes of a model, None if none is open."""
         room = 0
         for route in self.routes(model):
             if route.lane.parked is None:
-                room += route.lane.concurrency
+                room += route.lane.room
         return room or None
 
     async def backoff(self, job: Job, route: Route, seconds: float, *, counted: bool = False) -> None:

@@ -19,7 +19,7 @@ _DEFAULT_POLICY = BatchPolicy()
 class Scheduler:
     """Takes the next batch for each model with room and calls `start` for every job of it.
 
-    A model's room is `slack` jobs more than its lanes can have in flight; those that sleep between attempts
+    A model's room is what its lanes have use for, and `slack` jobs more; those that sleep between attempts
     do not count until they are twice that many, so that a few unlucky jobs never keep the rest from running.
 
     Jobs all of whose routes are parked leave the queue and stay pending, unread if no job of their model has
@@ -42,7 +42,7 @@ class Scheduler:
         start: Callable[[Job], None],
         *,
         concurrency: int,
-        slack: int,
+        slack: int = 0,
         batch: BatchPolicy = _DEFAULT_POLICY,
     ) -> None:
         self._queue = queue
