@@ -75,9 +75,7 @@ class AdaptiveConcurrency:
         self._clear()
 
     def __repr__(self) -> str:
-        return (
-            f"<AdaptiveConcurrency {self.limit} of {self._ceiling}{' doubling' if self._doubling else ''}>"
-        )
+        return f"<AdaptiveConcurrency {self.limit} of {self._ceiling}{' doubling' if self._doubling else ''}>"
 
     def begin_again(self, calls: int) -> None:
         """Double again from `calls` at once on: after an outage the provider may take fewer than before."""

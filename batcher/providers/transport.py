@@ -28,7 +28,7 @@ ACCEPT_ENCODING = "gzip, identity"
 """What `Pool` can decode under a cap, and so what its callers may ask for."""
 
 _LETTING_GO_S = 0.02
-_NICER_BY = 4
+_NICER_BY = 6
 _GZIP = 16 + zlib.MAX_WBITS
 
 
