@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from batcher.batch import run_batch
 from batcher.config import load_settings
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, InterruptedRun, UsageError
-from batcher.events import Event, JobFinished
+from batcher.events import Notice
 from batcher.jobs.index import OnChanged
 from batcher.observe.notices import LogNotices
 from batcher.observe.stats import Stats
@@ -234,19 +234,24 @@ class _Listener:
         """Wait until the iteration has caught up."""
         await self._room.wait()
 
-    def event(self, event: Event) -> None:
-        """Hand a result on, and log what happens to lanes, keys and models."""
-        self._log(event)
-        if not isinstance(event, JobFinished):
-            return
+    def committed(self, results: Sequence[Result]) -> None:
+        """Hand results on."""
+        for result in results:
+            self._finished(result)
+
+    def notice(self, notice: Notice) -> None:
+        """Log what happens to lanes, keys and models."""
+        self._log(notice)
+
+    def _finished(self, result: Result) -> None:
         if self._on_result is not None and self.failure is None:
             try:
-                self._on_result(event.result)
+                self._on_result(result)
             except Exception as error:
                 self.failure = error
                 self._stop.abort(StopReason.INTERRUPTED, f"on_result raised {type(error).__name__}")
         if self._iterated and not self._closed:
-            self._ready.append(event.result)
+            self._ready.append(result)
             self._changed.set()
             if len(self._ready) > RESULTS_AHEAD:
                 self._room.clear()

@@ -62,7 +62,7 @@ async def run_batch(
     stats = Stats()
     emit = Listeners()
     emit.join(stats)
-    emit.join(watcher.event, JobFinished, *get_args(Notice))
+    emit.join(watcher.notice, *get_args(Notice))
     async with AsyncExitStack() as stack:
         accounts = await stack.enter_async_context(
             open_accounts(settings, environ, emit, simulate=spec.simulate)
@@ -92,7 +92,7 @@ async def run_batch(
         sinks = stream_to(1) if paths is None else open_output(paths)
         writer = ResultWriter(
             *sinks,
-            on_committed=lambda results: _tell_finished(results, emit),
+            on_committed=lambda results: _tell_finished(results, emit, watcher),
             journal=journal.committed,
             on_failure=journal.refuse_calls,
         )
@@ -243,9 +243,10 @@ async def _look_on(
     await stack.enter_async_context(in_background(watchdog.watch()))
 
 
-def _tell_finished(results: Sequence[Result], emit: Emit) -> None:
+def _tell_finished(results: Sequence[Result], emit: Emit, watcher: Watcher) -> None:
     for result in results:
         emit(JobFinished(result=result))
+    watcher.committed(results)
 
 
 def _counts(index: JobIndex) -> JobCounts:

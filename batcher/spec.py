@@ -1,15 +1,17 @@
 """What is asked of a run, and who is told how it goes."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from batcher.errors import UsageError
-from batcher.events import Event
+from batcher.events import Notice
 from batcher.jobs.index import OnChanged
 from batcher.observe.stats import Stats
 from batcher.scheduling.routing import Routing
+from batcher.types import Result
 
 _SIDE_FILES = (".errors.jsonl", ".superseded.jsonl")
 
@@ -86,8 +88,11 @@ class Watcher(Protocol):
     def running(self, stats: Stats, routing: Routing, queued: int) -> None:
         """The first job is about to start."""
 
-    def event(self, event: Event) -> None:
-        """Something happened to a call, a job or a lane."""
+    def committed(self, results: Sequence[Result]) -> None:
+        """These results are safe."""
+
+    def notice(self, notice: Notice) -> None:
+        """Something happened to a lane, a key or a model."""
 
     async def room(self) -> None:
         """Wait while too many results have not been taken yet."""

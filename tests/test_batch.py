@@ -1,7 +1,7 @@
 """One run from the lock on its output to its summary, over real HTTP."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from batcher.batch import run_batch
 from batcher.config import Settings
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, BatcherError, InputMissing, InterruptedRun, LockHeld
-from batcher.events import Event, JobFinished
+from batcher.events import Notice
 from batcher.journal import read_journal
 from batcher.lock import OutputLock
 from batcher.observe.stats import Stats
@@ -23,16 +23,16 @@ from batcher.providers.simulator.server import start_embedded
 from batcher.providers.simulator.settings import SimulatorSettings
 from batcher.scheduling.routing import Routing
 from batcher.spec import RunSpec
-from batcher.types import output_paths
+from batcher.types import Result, output_paths
 
 pytestmark = pytest.mark.real_loop
 
 
 @dataclass
 class Watching:
-    """Writes down what a run tells, and may act on an event."""
+    """Writes down what a run tells, and may act when results are safe."""
 
-    on_event: Callable[[Event], None] = lambda event: None
+    on_committed: Callable[[], None] = lambda: None
     bad: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
@@ -55,10 +55,12 @@ class Watching:
         assert not self.finished
         self.queued = queued
 
-    def event(self, event: Event) -> None:
-        if isinstance(event, JobFinished):
-            self.finished.append(event.result.job.id)
-        self.on_event(event)
+    def committed(self, results: Sequence[Result]) -> None:
+        self.finished.extend(result.job.id for result in results)
+        self.on_committed()
+
+    def notice(self, notice: Notice) -> None:
+        """Nothing is done about it."""
 
     async def room(self) -> None:
         """Take every result at once."""
@@ -247,11 +249,11 @@ async def test_a_deadline_ends_the_run_and_the_next_goes_on(batch: Batch) -> Non
 async def test_a_signal_that_comes_with_the_last_result_changes_nothing(batch: Batch) -> None:
     stop = Stop()
 
-    def stop_at_the_last(event: Event) -> None:
-        if isinstance(event, JobFinished) and len(watcher.finished) == 5:
+    def stop_at_the_last() -> None:
+        if len(watcher.finished) == 5:
             stop.drain(StopReason.INTERRUPTED, "SIGTERM received")
 
-    watcher = Watching(on_event=stop_at_the_last)
+    watcher = Watching(on_committed=stop_at_the_last)
     summary = await batch(stop=stop, watcher=watcher)
     assert (summary["exit_code"], summary["stopped_because"]) == (0, "")
 

@@ -3,20 +3,21 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import click
 
-from batcher.events import Event
+from batcher.events import Notice
 from batcher.observe.notices import LogNotices
 from batcher.observe.progress import Snapshot, for_stderr, watch
 from batcher.observe.stats import Stats
 from batcher.observe.summary import counted
 from batcher.scheduling.routing import Routing
 from batcher.text.terminal import on_one_line, printable
-from batcher.types import output_paths
+from batcher.types import Result, output_paths
 
 
 class Console:
@@ -105,9 +106,12 @@ class Console:
     async def room(self) -> None:
         """Results are not kept here, so there always is."""
 
-    def event(self, event: Event) -> None:
+    def committed(self, results: Sequence[Result]) -> None:
+        """The display counts them."""
+
+    def notice(self, notice: Notice) -> None:
         """Tell what happens to lanes, keys and models."""
-        self._log(event)
+        self._log(notice)
 
 
 def log_to_stderr(level: str) -> None:

@@ -124,11 +124,11 @@ def test_lanes_keys_and_models_are_told_in_the_log(
 ) -> None:
     log_to_stderr("info")
     console = Console(quiet=True)
-    console.event(LaneChanged(route="m", message="m: pauses"))
-    console.event(CircuitChanged(route="m", state="open", message="m: fails\nand more"))
+    console.notice(LaneChanged(route="m", message="m: pauses"))
+    console.notice(CircuitChanged(route="m", state="open", message="m: fails\nand more"))
     for _ in range(3):
-        console.event(FallbackTaken(job_id="j", wanted="m", taken="n", reason="it is gone"))
-    console.event(KeyDisabled(account="main", message="K1 is dead"))
+        console.notice(FallbackTaken(job_id="j", wanted="m", taken="n", reason="it is gone"))
+    console.notice(KeyDisabled(account="main", message="K1 is dead"))
     *lines, last = capsys.readouterr().err.splitlines()
     assert last.endswith(" WARNING K1 is dead")
     assert [line.split(" INFO ")[1] for line in lines] == [
