@@ -12,6 +12,8 @@ FULL = 0.98
 DOUBLING_GAIN = 0.7
 """Share of the calls added by a doubling that must come back as completions a second to double again."""
 
+FEWEST_START, START_OF = 4, 64
+
 FEWEST_ANSWERS = 4
 SURE_ANSWERS = 32
 """Answers that a pace is measured over: at least, and before it is held against a step."""
@@ -54,14 +56,15 @@ class AdaptiveConcurrency:
     Args:
         ceiling: the most it may reach, at least 1.
         start: where it begins, at least 1; a server that is full with less, and queues, is not found out.
+            Unless it is given, a 64th of the ceiling and at least 4: who asks for thousands has the room.
 
     Attributes:
         limit: calls that may be in flight now, 1 to the ceiling.
     """
 
-    def __init__(self, ceiling: int, *, start: int = 4) -> None:
+    def __init__(self, ceiling: int, *, start: int | None = None) -> None:
         self._ceiling = ceiling
-        self.limit = max(1, min(start, ceiling))
+        self.limit = max(1, min(max(FEWEST_START, ceiling // START_OF) if start is None else start, ceiling))
         self._number = 0  # of the limit now in force; attempts of an older one do not measure it
         self._cut_number = 0  # attempts older than this were out at the last cut
         self._doubling = True

@@ -57,6 +57,11 @@ def run(concurrency: AdaptiveConcurrency, server: Server, seconds: float, load: 
     return limits
 
 
+@pytest.mark.parametrize(("ceiling", "start"), [(1, 1), (3, 3), (256, 4), (1_000, 15), (4_000, 62)])
+def test_who_allows_more_begins_with_more(ceiling: int, start: int) -> None:
+    assert AdaptiveConcurrency(ceiling).limit == start
+
+
 @pytest.mark.parametrize("workers", [5, 20, 33, 50, 63, 100, 180])
 @pytest.mark.parametrize("spread", [0.0, 0.3])
 def test_a_server_that_queues_without_limit_is_filled_and_not_much_more(workers: int, spread: float) -> None:
