@@ -86,9 +86,9 @@ class Lane:
         return self._allowance.concurrency
 
     @property
-    def room(self) -> int:
-        """Jobs that are of use: as many as may be in flight, and some to choose from where limits bind."""
-        return self.concurrency and self.concurrency + self._allowance.ready
+    def ready(self) -> int:
+        """Jobs to choose from, beyond those in flight: some where limits bind."""
+        return self._allowance.ready
 
     @property
     def day_limits(self) -> tuple[int | None, int | None]:

@@ -69,6 +69,7 @@ class Routing:
 
     Attributes:
         asleep: for each model asked for, how many of its jobs sleep between two attempts, on whatever route.
+        on_asleep: told the model of a job that falls asleep, so that another takes its place.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Routing:
         self._refused: dict[str, str] = {}  # owner -> why
         self._parked = ""
         self.asleep: Counter[str] = Counter()
+        self.on_asleep: Callable[[str], None] = lambda model: None
 
     def __repr__(self) -> str:
         return f"<Routing {list(self._routes)} at {[account.name for account in self._accounts]}>"
@@ -148,12 +150,16 @@ class Routing:
         return any(other is not route and other.lane.parked is None for other in self.routes(route.model))
 
     def room(self, model: str) -> int | None:
-        """Return how many jobs are of use to the open lanes of a model, None if none is open."""
+        """Return how many calls the open lanes of a model may have in flight, None if none is open."""
         room = 0
         for route in self.routes(model):
             if route.lane.parked is None:
-                room += route.lane.room
+                room += route.lane.concurrency
         return room or None
+
+    def ready(self, model: str) -> int:
+        """Return how many jobs of a model to keep ready beyond those in flight."""
+        return max((route.lane.ready for route in self.routes(model) if route.lane.parked is None), default=0)
 
     async def backoff(self, job: Job, route: Route, seconds: float, *, counted: bool = False) -> None:
         """Sleep between two attempts at `job` on `route`; parking its lane ends the sleep.
@@ -169,6 +175,7 @@ class Routing:
         """
         self.asleep[job.model] += 1
         try:
+            self.on_asleep(job.model)
             await route.lane.backoff(seconds, counted=counted)
         finally:
             self.asleep[job.model] -= 1

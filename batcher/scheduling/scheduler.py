@@ -13,14 +13,18 @@ from batcher.scheduling.queue import JobQueue
 from batcher.scheduling.routing import Routing
 from batcher.types import Job
 
+SLEEPERS = 64
+"""Jobs that may sleep between attempts besides two for each that may be awake."""
+
 _DEFAULT_POLICY = BatchPolicy()
 
 
 class Scheduler:
     """Takes the next batch for each model with room and calls `start` for every job of it.
 
-    A model's room is what its lanes have use for, and `slack` jobs more; those that sleep between attempts
-    do not count until they are twice that many, so that a few unlucky jobs never keep the rest from running.
+    A model's room is what its lanes can have in flight, some to choose from where limits bind, and `slack`
+    jobs more; those that sleep between attempts do not count until they are twice that many and `SLEEPERS`,
+    so that unlucky jobs do not keep the rest from running.
 
     Jobs all of whose routes are parked leave the queue and stay pending, unread if no job of their model has
     a fallback. Until routing as a whole is parked, one job of each model with queued jobs is alive, so what
@@ -55,6 +59,7 @@ class Scheduler:
         self._alive: Counter[str] = Counter()
         self._groups: dict[str, int] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        routing.on_asleep = self._fill_model
 
     def __repr__(self) -> str:
         return f"<Scheduler alive={self._alive.total()} {self._queue!r}>"
@@ -104,8 +109,9 @@ class Scheduler:
             return False
         alive, sleeping = self._alive[model], self._routing.asleep[model]
         # Who waits for a lane stays with it, so no more than the lanes can take are sent to wait.
-        most = self._slack + min(self._concurrency, self._routing.room(model) or self._concurrency)
-        room = most - (alive - sleeping) if sleeping < 2 * most else 0
+        most = min(self._concurrency, self._routing.room(model) or self._concurrency)
+        most += self._routing.ready(model) + self._slack
+        room = most - (alive - sleeping) if sleeping < SLEEPERS + 2 * most else 0
         room = min(room, len(self._queue))
         batches = self._batches[model]
         run = batches.next_run or batches.refill(monotonic()) if room > 0 else None

@@ -76,7 +76,7 @@ class Rig:
             on_bad=self._unexpected,
             on_warning=self._unexpected,
         )
-        self._journal = Journal(self.paths.journal)
+        self.call_log = Journal(self.paths.journal)
         self.queue = JobQueue(self.index, limit=limit)
         self.writer = ResultWriter(
             *(open_output(self.paths) if stream is None else stream_to(stream)),
@@ -88,7 +88,7 @@ class Rig:
             accounts=[Account(provider=MemoryProvider(self.simulation))],
             queue=self.queue,
             writer=self.writer,
-            journal=self._journal,
+            journal=self.call_log,
             emit=self.stats,
             stop=self.stop,
             concurrency=concurrency,
@@ -103,7 +103,7 @@ class Rig:
                 self.stop, lambda: None if self.stats.reached_provider else self.stats.last_error
             )
         finally:
-            self._journal.close()
+            self.call_log.close()
             self.index.close()
         assert self.simulation.in_flight == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}

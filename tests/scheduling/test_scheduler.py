@@ -15,7 +15,7 @@ from virtual_clock import VirtualClockLoop
 
 from batcher.jobs.lines import LineDefaults
 from batcher.scheduling.routing import Account, Route, Routing
-from batcher.scheduling.scheduler import Scheduler
+from batcher.scheduling.scheduler import SLEEPERS, Scheduler
 from batcher.types import Job
 
 
@@ -170,8 +170,9 @@ def test_whatever_parks_or_sleeps_no_job_that_could_run_is_left_behind(
 
 
 async def test_jobs_that_sleep_between_attempts_leave_their_room_to_others() -> None:
-    with scheduling([("a", 0)] * 40, concurrency=3, slack=1) as (scheduler, routing, started):
+    with scheduling([("a", 0)] * 200, concurrency=3, slack=1) as (scheduler, routing, started):
         scheduler.fill()
+        assert len(started) == 4
 
         def fall_asleep(count: int) -> list[asyncio.Task[None]]:
             # On another route, as jobs do that have fallen back.
@@ -180,18 +181,17 @@ async def test_jobs_that_sleep_between_attempts_leave_their_room_to_others() -> 
                 for _ in range(count)
             ]
 
-        sleeping = fall_asleep(3)
+        sleeping = fall_asleep(4)
         await settled()
-        scheduler.finished(started[3])
-        assert len(started) == 8, "three sleep, four may be awake"
-        sleeping += fall_asleep(3)
+        assert len(started) == 8, "all sleep, and nobody ends: four others take their place at once"
+        sleeping += fall_asleep(SLEEPERS + 4)
         await settled()
-        scheduler.finished(started[4])
-        assert len(started) == 12
+        most = len(started)
+        assert most == 4 + SLEEPERS + 2 * 4 - 1
         sleeping += fall_asleep(2)
         await settled()
         scheduler.finished(started[5])
-        assert len(started) == 12, "twice the room sleep: that is enough"
+        assert len(started) == most, "that many sleep: it is enough"
         await asyncio.gather(*sleeping)
 
 
