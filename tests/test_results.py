@@ -3,6 +3,8 @@ import errno
 import os
 import resource
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -593,3 +595,33 @@ async def test_a_stream_that_is_given_up_keeps_what_its_reader_took() -> None:
     assert [orjson.loads(line)["custom_id"] for line in whole] == committed.ids
     assert 0 < len(committed.ids) < 400
     assert writer.uncommitted == 400 - len(committed.ids)
+
+
+IDS_AFTER_A_FORK = """
+import os, sys
+import orjson
+from batcher.results.line import encode_result
+from batcher.types import Failure, Job, Result
+chat = "/v1/chat/completions"
+job = Job(id="j", endpoint=chat, model="m", body=b"{}", request_sha256="0" * 64, where="f:1")
+result = Result(
+    job=job, answer=Failure(code="c", message="m"), model="m", provider="p", attempts=1,
+    latency_s=0.0, queued_s=0.0, finished_at="",
+)
+def say():
+    print(orjson.loads(encode_result(result))["id"], flush=True)
+say()
+for _ in range(2):
+    if not (child := os.fork()):
+        say()
+        os._exit(0)
+    os.waitpid(child, 0)
+say()
+"""
+
+
+def test_no_two_lines_of_forked_processes_have_one_id() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", IDS_AFTER_A_FORK], capture_output=True, text=True, check=True
+    )
+    assert len(set(said.stdout.split())) == 4

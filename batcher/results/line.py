@@ -1,6 +1,7 @@
 """One result as one line: what is written, and how a reader knows that it is whole."""
 
 import contextlib
+import os
 import random
 import zlib
 
@@ -11,7 +12,8 @@ from batcher.types import Failure, Reply, Result
 _CRC_KEY = b',"crc32":'
 _CRC_TAIL_MAX = len(_CRC_KEY) + 10 + len(b"}}\r\n")
 _MESSAGE_MAX_BYTES = 2048
-_random_bits = random.Random().getrandbits  # seeded by the system, whatever others do to the shared one
+_random = random.Random()  # seeded by the system, whatever others do to the shared one
+os.register_at_fork(after_in_child=_random.seed)
 
 
 def encode_result(result: Result) -> bytes:
@@ -52,7 +54,7 @@ def encode_result(result: Result) -> bytes:
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": body}
     line = orjson.dumps(
         {
-            "id": f"batch_req_{_random_bits(96):024x}",
+            "id": f"batch_req_{_random.getrandbits(96):024x}",
             "custom_id": job.id,
             "response": response if answer.status else None,
             "error": error,
