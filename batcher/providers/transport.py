@@ -1,6 +1,7 @@
 """The one pool of connections, behind one small verb: bytes in; status, headers, bytes or a fault out."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import zlib
@@ -176,8 +177,14 @@ def _built_below(settings: PoolSettings) -> Client:
     """
     if sys.platform != "linux":
         return _build_client(settings)
-    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(_NICER_BY,)) as lower:
-        return lower.submit(_build_client, settings).result()
+
+    def build() -> Client:
+        with contextlib.suppress(OSError):  # some sandboxes refuse it
+            os.nice(_NICER_BY)
+        return _build_client(settings)
+
+    with ThreadPoolExecutor(1) as lower:
+        return lower.submit(build).result()
 
 
 def _build_client(settings: PoolSettings) -> Client:

@@ -1,6 +1,7 @@
 """The pool takes what HTTP allows, under caps and deadlines, and leaves nothing behind."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,15 @@ def test_a_proxy_that_cannot_be_used_is_not_repeated() -> None:
     with pytest.raises(ConfigError, match="proxy cannot") as caught:
         Pool(PoolSettings(proxy="user:hunter2@nowhere:port"))
     assert "hunter2" not in str(caught.value)
+
+
+async def test_a_system_that_refuses_another_priority_refuses_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(by: int) -> int:
+        raise PermissionError(1, f"nice by {by} is not permitted")
+
+    monkeypatch.setattr(os, "nice", refused)
+    async with raw_server(answering(http(b"{}"))) as server:
+        pool = Pool(PoolSettings())
+        reply = await pool.post(server.url, [], b"{}", timeout_s=5)
+        await pool.aclose()
+    assert reply.status == 200
