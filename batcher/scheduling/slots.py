@@ -3,6 +3,9 @@
 import heapq
 from typing import Protocol, TypeAlias
 
+LEFT_PLACES = 64
+"""So many places that were left for better ones may stand in the line besides one for each lane."""
+
 _Order: TypeAlias = tuple[int, float]
 
 
@@ -66,3 +69,6 @@ class RunSlots:
         self._places[lane] = wants
         self._asked += 1
         heapq.heappush(self._line, (wants, self._asked, lane))
+        if len(self._line) > LEFT_PLACES + 2 * len(self._places):
+            held = {lane: entry for entry in self._line if self._places.get(lane := entry[2]) == entry[0]}
+            self._line = sorted(held.values(), key=lambda entry: entry[:2])

@@ -1,6 +1,7 @@
 """The run's slots: never more than the limit, and each free one for the best waiter of any lane."""
 
 import bisect
+import tracemalloc
 
 import pytest
 from hypothesis import settings
@@ -149,3 +150,23 @@ def test_a_slot_that_comes_free_asks_few_of_many_lanes(gone: bool) -> None:
         slots.give_back()
     assert [len(lane.granted) for lane in lanes] == [0 if gone else 1] * 1000
     assert sum(lane.asked for lane in lanes) < 5 * len(lanes)
+
+
+def test_a_waiter_that_many_overtake_keeps_one_place() -> None:
+    slots = RunSlots(1)
+    lane = Queueing(slots)
+    lane.waiters = [(0, 0.0)]
+    slots.take()
+    slots.free_for(lane)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            lane.waiters.insert(0, (-1, float(number)))
+            slots.free_for(lane)
+            slots.give_back()
+            lane.granted.clear()
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lane.waiters == [(0, 0.0)]
+    assert kept_bytes < 100_000
