@@ -295,9 +295,8 @@ class Lane:
         if self._circuits.settle(permit.tickets, lesson.outcome, lesson.host, now, wait_s=wait_s):
             self._allowance.begin_again(self.in_flight + 1)
         self._park_if_hopeless(lesson, now)
-        self._let_through(
-            now
-        )  # before the slot is given back, so that this lane's best waiter is among those asked
+        # Before the slot is given back, so that this lane's best waiter is among those asked.
+        self._let_through(now)
         self._slots.give_back()
         self._backoffs.look_again()
 

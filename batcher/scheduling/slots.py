@@ -69,6 +69,7 @@ class RunSlots:
         self._places[lane] = wants
         self._asked += 1
         heapq.heappush(self._line, (wants, self._asked, lane))
+        # Who is overtaken again and again would else leave a place behind each time.
         if len(self._line) > LEFT_PLACES + 2 * len(self._places):
             held = {lane: entry for entry in self._line if self._places.get(lane := entry[2]) == entry[0]}
             self._line = sorted(held.values(), key=lambda entry: entry[:2])

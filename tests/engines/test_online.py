@@ -62,6 +62,7 @@ class Rig:
         room: Callable[[], Awaitable[None]] = no_wait,
         on_committed: Callable[[Sequence[Result]], None] | None = None,
         stream: int | None = None,
+        providers: Sequence[type[MemoryProvider]] = (MemoryProvider,),
         **options: Any,
     ) -> None:
         listed = [{"id": name} for name in ids(jobs)] if isinstance(jobs, int) else jobs
@@ -76,19 +77,23 @@ class Rig:
             on_bad=self._unexpected,
             on_warning=self._unexpected,
         )
-        self.call_log = Journal(self.paths.journal)
+        self._journal = Journal(self.paths.journal)
         self.queue = JobQueue(self.index, limit=limit)
         self.writer = ResultWriter(
             *(open_output(self.paths) if stream is None else stream_to(stream)),
             on_committed=on_committed or self._finished,
             durable=False,
         )
+        self.providers = [provider(self.simulation) for provider in providers]
         self.run, self.routing = build_run(
             settings=Settings(concurrency=concurrency, **options),
-            accounts=[Account(provider=MemoryProvider(self.simulation))],
+            accounts=[
+                Account(provider=provider, owner=f"account-{number}" if number else "")
+                for number, provider in enumerate(self.providers)
+            ],
             queue=self.queue,
             writer=self.writer,
-            journal=self.call_log,
+            journal=self._journal,
             emit=self.stats,
             stop=self.stop,
             concurrency=concurrency,
@@ -103,7 +108,7 @@ class Rig:
                 self.stop, lambda: None if self.stats.reached_provider else self.stats.last_error
             )
         finally:
-            self.call_log.close()
+            self._journal.close()
             self.index.close()
         assert self.simulation.in_flight == 0
         assert asyncio.all_tasks() == {asyncio.current_task()}
