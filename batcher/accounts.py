@@ -96,7 +96,8 @@ async def _open_remote(
 ) -> AsyncIterator[list[Account]]:
     from batcher.providers.keys import check_base_url, is_loopback  # noqa: PLC0415
     from batcher.providers.rotating_keys import RotatingKeys  # noqa: PLC0415
-    from batcher.providers.transport import Pool, PoolSettings  # noqa: PLC0415 - loads pyreqwest
+    from batcher.providers.transport import Pool  # noqa: PLC0415 - loads pyreqwest
+    from batcher.providers.wire import PoolSettings  # noqa: PLC0415
 
     groq = settings.provider_name == "groq"
     base_url = check_base_url(settings.base_url or GROQ_URL, insecure_http=settings.insecure_http)

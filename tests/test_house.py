@@ -38,7 +38,9 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"groq", "pyreqwest", "httpx", "rich", "uvloop", "jsonschema", "genai_prices", "zstandard", "aiohttp"}
 HEAVY |= {"ray", "redis", "prometheus_client", "matplotlib"}
 # Modules that are themselves only imported when their package is needed.
-LATE = {"providers/transport.py", "providers/faults.py", "providers/groq_client.py"}
+LATE = {
+    f"providers/{name}.py" for name in ("groq_client", "plain_http", "pyreqwest_client", "pyreqwest_faults")
+}
 
 
 def room_of(path: Path) -> str:

@@ -1,20 +1,8 @@
-"""What a call that broke in the transport means, and whether the request may have been sent."""
+"""What a call that broke on its way means, and whether its request may have been sent."""
 
 import errno
 import os
-import re
-
-# The Rust side imports this module when it first raises, and where no descriptor is left for that, the whole
-# process aborts: so it is loaded here, while there still are some.
-from pyreqwest.exceptions import (
-    BodyDecodeError,
-    BuilderError,
-    DecodeError,
-    DetailedPyreqwestError,
-    PoolTimeoutError,
-    PyreqwestError,
-    RequestTimeoutError,
-)
+import socket
 
 from batcher.errors import (
     AttemptTimeout,
@@ -27,75 +15,84 @@ from batcher.errors import (
 )
 from batcher.providers.failures import scrub
 
-_LOCAL_ERRNOS = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOBUFS,
-    errno.EADDRNOTAVAIL,
-    errno.ENETDOWN,
-}
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
-_TARGET = re.compile(r"for url \((https?://[^/)\s]+)")
-_TLS = re.compile(r"certificate|fatal alert|corrupt message|peer is incompatible|peer misbehaved")
+LOCAL_ERRNOS = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+        errno.EADDRNOTAVAIL,
+        errno.ENETDOWN,
+    }
+)
+"""What only this machine is to blame for."""
 
 
-def fault_of(error: PyreqwestError) -> CallError:
-    """Say what a call that broke means, by its class and its chain of causes."""
-    causes = _causes(error)
-    chain = "\n".join(causes)
-    reason = scrub(causes[-1] if causes else error.message)
-    connecting = "(Connect)" in chain
-    number = _OS_ERROR.search(chain)
-    if number and int(number[1]) in _LOCAL_ERRNOS:
-        return LocalFault(
-            f"this machine is short of something: {reason}", code="local_fault", sent=not connecting
-        )
-    if connecting:
-        return _connect_failed(error, chain, reason)
-    match error:
-        case PoolTimeoutError():
-            return AttemptTimeout("the time was up before a connection was free", code="timeout", sent=False)
-        case RequestTimeoutError():
-            return AttemptTimeout("the time was up before the whole answer had come", code="timeout")
-        case BuilderError():
-            return InvalidRequest(f"no request can be made of it: {reason}", code="bad_request", sent=False)
-        case DecodeError() if not isinstance(error, BodyDecodeError):
-            return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")
+def cannot_connect(error: OSError, target: str) -> CallError:
+    """Say what kept a connection from being made.
+
+    Args:
+        error: what the system or the resolver said; a `TimeoutError` if it took too long.
+        target: `http://host:port`.
+    """
+    if isinstance(error, socket.gaierror):
+        return no_such_host(scrub(error.strerror or str(error)), target)
+    # Loops add words and addresses of their own to what the system says.
+    reason = os.strerror(error.errno) if error.errno else scrub(str(error))
+    if error.errno in LOCAL_ERRNOS:
+        return short_of(reason, sent=False)
+    if isinstance(error, TimeoutError):
+        return not_connected("connect_timeout", target, "the time for it was up")
+    return not_connected("connect_failed", target, reason)
+
+
+def no_such_host(reason: str, target: str) -> CallError:
+    """Say that a host's name has no address, if that is why."""
+    if _out_of_descriptors():
+        # The resolver reads files, and says "unknown host" when it cannot open them.
+        return LocalFault("this machine has no file descriptor left", code="local_fault", sent=False)
+    return not_connected("dns_failed", target, reason, what="cannot find the host")
+
+
+def not_connected(code: str, target: str, reason: str, *, what: str = "cannot connect") -> ConnectFailed:
+    """Say that no connection to `target` ("" if it is not known) was made."""
+    place = f" ({target})" if target else ""
+    return ConnectFailed(f"{what}{place}: {reason}", code=code, sent=False)
+
+
+def short_of(reason: str, *, sent: bool) -> LocalFault:
+    """Say that this machine has run out of something."""
+    return LocalFault(f"this machine is short of something: {reason}", code="local_fault", sent=sent)
+
+
+def time_is_up(*, sent: bool) -> AttemptTimeout:
+    """Say that the time of a call is over."""
+    missing = "the whole answer had come" if sent else "a connection was free"
+    return AttemptTimeout(f"the time was up before {missing}", code="timeout", sent=sent)
+
+
+def connection_lost(reason: str, *, unread: bool) -> ConnectionLost:
+    """Say that a connection ended before an answer did, `unread` if before a byte of it came."""
     lost = ConnectionLost(
         f"the connection broke before the whole answer had come: {reason}", code="connection_lost"
     )
-    lost.unread = not isinstance(error, BodyDecodeError)
+    lost.unread = unread
     return lost
 
 
-def _causes(error: PyreqwestError) -> list[str]:
-    details = error.details["causes"] if isinstance(error, DetailedPyreqwestError) else None
-    return [cause["message"] for cause in details or ()]
+def not_http(reason: str) -> BadReply:
+    """Say that what came back cannot be read."""
+    return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")
 
 
-def _connect_failed(error: PyreqwestError, chain: str, reason: str) -> CallError:
-    code, what = "connect_failed", "cannot connect"
-    if "resolving" in chain:
-        if _out_of_descriptors():
-            # The resolver reads files, and says "unknown host" when it cannot open them.
-            return LocalFault("this machine has no file descriptor left", code="local_fault", sent=False)
-        code, what = "dns_failed", "cannot find the host"
-    elif isinstance(error, RequestTimeoutError):
-        code = "connect_timeout"
-    elif "tunnel" in chain or "socks" in chain:
-        code, what = "proxy_failed", "the proxy does not connect"
-    elif _TLS.search(chain):
-        code, what = "tls", "the certificate or the TLS handshake is not accepted"
-        reason += "; check the address and this machine's clock, or name your own authority with ca_file"
-    target = _TARGET.search(chain)
-    place = f" ({target[1]})" if target else ""
-    return ConnectFailed(f"{what}{place}: {reason}", code=code, sent=False)
+def no_request(reason: str) -> InvalidRequest:
+    """Say that the URL or the headers of a request cannot be sent."""
+    return InvalidRequest(f"no request can be made of it: {reason}", code="bad_request", sent=False)
 
 
 def _out_of_descriptors() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
-        return error.errno in _LOCAL_ERRNOS
+        return error.errno in LOCAL_ERRNOS
     return False

@@ -8,7 +8,8 @@ import pytest
 import trustme
 
 from batcher.errors import CallError
-from batcher.providers.transport import HttpReply, Pool, PoolSettings
+from batcher.providers.transport import HttpReply, Pool
+from batcher.providers.wire import PoolSettings
 
 CAP = 100_000
 
@@ -16,7 +17,7 @@ CAP = 100_000
 async def call(url: str, *, timeout_s: float = 5.0, **settings: Any) -> HttpReply:
     pool = Pool(PoolSettings(connect_timeout_s=0.5, max_body_bytes=CAP, **settings))
     try:
-        return await pool.post(f"{url}/v1/x", {"x-a": "b"}, b'{"a":1}', timeout_s=timeout_s)
+        return await pool.post(f"{url}/v1/x", [("x-a", "b")], b'{"a":1}', timeout_s=timeout_s)
     finally:
         await pool.aclose()
 

@@ -16,12 +16,16 @@ class Connection:
         self._reader = reader
         self._writer = writer
 
-    async def request(self) -> bytes:
-        """Read one whole request; b"" if the client closed instead."""
+    async def head(self) -> bytes:
+        """Read a request as far as its headers go; b"" if the client closed instead."""
         try:
-            head = await self._reader.readuntil(b"\r\n\r\n")
+            return await self._reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
             return b""
+
+    async def request(self) -> bytes:
+        """Read one whole request; b"" if the client closed instead."""
+        head = await self.head()
         length = 0
         for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:"):
@@ -61,11 +65,13 @@ class RawServer:
 async def raw_server(talk: Talk, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
     """Serve `talk` on a free loopback port; every connection is closed at the end."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        writers.append(writer)
         seen.connections += 1
         connection = Connection(seen.connections, reader, writer)
         try:
@@ -85,6 +91,9 @@ async def raw_server(talk: Talk, *, tls: ssl.SSLContext | None = None) -> AsyncI
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.transport.abort()  # one over TLS would wait for the client's goodbye
+        await asyncio.gather(*[writer.wait_closed() for writer in writers], return_exceptions=True)
 
 
 def answering(data: bytes, *, then: str = "close") -> Talk:

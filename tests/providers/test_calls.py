@@ -23,7 +23,8 @@ from batcher.providers.base import Provider
 from batcher.providers.groq import Groq
 from batcher.providers.keys import Secret
 from batcher.providers.openai_compatible import OpenAICompatible
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import ENDPOINTS, Endpoint, Request
 
 pytestmark = pytest.mark.real_loop

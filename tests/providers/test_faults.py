@@ -9,7 +9,7 @@ import pytest
 from pyreqwest.exceptions import BuilderError, ClientClosedError, ConnectError, RequestPanicError
 
 from batcher.errors import CallError, ConnectFailed, ConnectionLost, InvalidRequest, LocalFault
-from batcher.providers.faults import fault_of
+from batcher.providers.pyreqwest_faults import fault_of
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ def test_faults_that_no_server_makes(error: BuilderError | ClientClosedError, ki
 OUT_OF_DESCRIPTORS = """
 import asyncio, os, resource
 from batcher.errors import LocalFault
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 
 async def main():
     pool = Pool(PoolSettings())
@@ -49,11 +50,12 @@ async def main():
     except OSError:
         pass
     faults = []
-    for url in ("http://127.0.0.1:9", "http://nobody.invalid"):
-        try:
-            await pool.post(url, [], b"", timeout_s=5)
-        except LocalFault as error:
-            faults.append(error)
+    for scheme in ("http", "https"):
+        for place in ("127.0.0.1:9", "nobody.invalid"):
+            try:
+                await pool.post(f"{scheme}://{place}", [], b"", timeout_s=5)
+            except LocalFault as error:
+                faults.append(error)
     for number in held:
         os.close(number)
     await pool.aclose()
@@ -68,7 +70,7 @@ def test_n29_without_file_descriptors_the_process_lives_and_blames_this_machine(
         [sys.executable, "-c", OUT_OF_DESCRIPTORS], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == "[('local_fault', False), ('local_fault', False)]"
+    assert done.stdout.strip() == str(4 * [("local_fault", False)])
 
 
 def test_n2_n3_n30_a_network_without_routes_names_or_ports() -> None:
@@ -85,7 +87,10 @@ def test_n2_n3_n30_a_network_without_routes_names_or_ports() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "no-route ConnectFailed connect_failed False True",
-        "slow-dns ConnectFailed connect_timeout False True",
-        "no-ports LocalFault local_fault False True",
+        "no-route http ConnectFailed connect_failed False True",
+        "no-route https ConnectFailed connect_failed False True",
+        "slow-dns http ConnectFailed connect_timeout False True",
+        "slow-dns https ConnectFailed connect_timeout False True",
+        "no-ports http LocalFault local_fault False True",
+        "no-ports https LocalFault local_fault False True",
     ]

@@ -10,7 +10,8 @@ from raw_server import Connection, answering, http, raw_server
 
 from batcher.providers.groq import Groq
 from batcher.providers.keys import Secret
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import Request
 
 pytestmark = pytest.mark.real_loop

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -27,7 +28,8 @@ from raw_server import Connection, Talk, answering, http, raw_server
 
 from batcher.errors import AttemptTimeout, CallError, ConnectFailed, ConnectionLost, InvalidRequest
 from batcher.providers.calls import Calls
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import Endpoint, Reply, Request
 
 pytestmark = pytest.mark.real_loop
@@ -40,17 +42,16 @@ MOST_MEMORY_KB = 50_000
 Open = Callable[..., AbstractAsyncContextManager[Pool]]
 
 
-@asynccontextmanager
-async def open_pyreqwest(**settings: Any) -> AsyncIterator[Pool]:
-    pool = Pool(PoolSettings(connect_timeout_s=CONNECT_S, **settings))
-    yield pool
-    await pool.aclose()
-
-
-@pytest.fixture(params=[open_pyreqwest], ids=["pyreqwest"])
+@pytest.fixture(params=[True, False], ids=["on the loop", "pyreqwest"])
 def transport(request: pytest.FixtureRequest) -> Open:
     """Return what opens a transport; another one only needs a line here."""
-    opened: Open = request.param
+
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncIterator[Pool]:
+        pool = Pool(PoolSettings(connect_timeout_s=CONNECT_S, plain_on_loop=request.param, **settings))
+        yield pool
+        await pool.aclose()
+
     return opened
 
 
@@ -92,10 +93,23 @@ def peak_kb() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, str]:
+    """Return what a server over TLS needs, and the file that makes a client trust it."""
+    context, pem = certificate("good")
+    file = tmp_path_factory.mktemp("tls") / "ca.pem"
+    file.write_bytes(pem)
+    return context, str(file)
+
+
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
-async def test_a_fault_after_sending(row: Row, transport: Open) -> None:
+async def test_a_fault_after_sending(
+    row: Row, over_tls: bool, transport: Open, authority: tuple[ssl.SSLContext, str]
+) -> None:
     timeout_s = DEADLINE_S if row.kind is AttemptTimeout else 5.0
-    async with raw_server(at_first(row.talk)) as server, transport() as pool:
+    tls, ca_file = authority if over_tls else (None, None)
+    async with raw_server(at_first(row.talk), tls=tls) as server, transport(ca_file=ca_file) as pool:
         began = time.perf_counter()
         with little_memory():
             if row.kind is None:

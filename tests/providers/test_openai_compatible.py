@@ -7,7 +7,8 @@ from raw_server import Connection, http, raw_server
 
 from batcher.providers.keys import Secret
 from batcher.providers.openai_compatible import OpenAICompatible
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import Request
 
 pytestmark = pytest.mark.real_loop

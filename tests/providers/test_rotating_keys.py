@@ -21,7 +21,8 @@ from batcher.providers.rotating_keys import (
 )
 from batcher.providers.simulator.server import start_embedded
 from batcher.providers.simulator.settings import SimulatorSettings
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import ModelInfo, Outcome, Reply, Request
 
 ASK = Request(

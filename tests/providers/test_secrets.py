@@ -17,7 +17,8 @@ from batcher.providers.blotting import Blotter
 from batcher.providers.groq import Groq
 from batcher.providers.keys import Secret
 from batcher.providers.openai_compatible import OpenAICompatible
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import Request
 
 pytestmark = pytest.mark.real_loop

@@ -9,7 +9,8 @@ from pool_calls import CAP, call, certificate, fault
 from raw_server import Connection, answering, http, raw_server
 
 from batcher.errors import BadReply, ConfigError, ConnectFailed, ConnectionLost
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 
 pytestmark = pytest.mark.real_loop
 

@@ -194,7 +194,7 @@ def test_a_run_amid_all_faults(here: Path) -> None:
     lines = [{"id": f"{number}", "model": "m", "prompt": "x"} for number in range(count)]
     (here / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (here / "quick.yaml").write_text("retry: {network: {first_wait_s: 0.1}, server: {first_wait_s: 0.1}}\n")
-    plan = parse_faults(["mixed=0.2"], max_in_a_row=3, redirect_to="http://127.0.0.1:9/")
+    plan = parse_faults(["mixed=0.2"], max_in_a_row=2, redirect_to="http://127.0.0.1:9/")
     with simulator_thread(SimulatorSettings(faults=plan, keys=frozenset({KEY}), latency_s=0.01)) as server:
         run = ("run", "jobs.jsonl", "-c", "quick.yaml", "--base-url", f"{server.url}/v1", "--timeout", 2)
         done = batcher(*run, "--log-level", "debug", cwd=here, env={"OPENAI_API_KEY": KEY})

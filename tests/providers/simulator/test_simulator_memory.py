@@ -31,7 +31,8 @@ from batcher.providers.simulator.memory import MemoryProvider
 from batcher.providers.simulator.model import Simulation
 from batcher.providers.simulator.server import start_embedded
 from batcher.providers.simulator.settings import LimiterKind, SimulatorSettings
-from batcher.providers.transport import Pool, PoolSettings
+from batcher.providers.transport import Pool
+from batcher.providers.wire import PoolSettings
 from batcher.types import Reply, Request
 
 MINUTE_S = 60.0
