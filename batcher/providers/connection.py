@@ -36,12 +36,13 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer",
-        "_arrivals",
         "_body",
         "_body_bytes",
+        "_fd",
         "_fed_bytes",
         "_headers",
         "_in_body",
+        "_is_kept",
         "_is_open",
         "_loop",
         "_max_body_bytes",
@@ -61,7 +62,8 @@ class Connection(asyncio.Protocol):
         self._fed_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Received] | None = None
-        self._arrivals = select.poll()
+        self._fd = -1
+        self._is_kept = False
         self._is_open = True
         self.due_at = math.inf
         self._begin_answer()
@@ -71,9 +73,16 @@ class Connection(asyncio.Protocol):
         """Whether another call may be made on it."""
         return self._is_open and self._answer is None
 
-    def is_quiet(self) -> bool:
-        """Tell whether nothing has come that the loop has not seen yet, such as the other side's end."""
-        return not self._arrivals.poll(0)
+    def is_still_there(self) -> bool:
+        """Tell whether the server has kept it after an answer; one that it keeps once, it keeps.
+
+        Where a server closes without saying so before, the loop hears of it too late.
+        """
+        if not self._is_kept:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            self._is_kept = not poll.poll(0)
+        return self._is_kept
 
     def call(self, request: bytes, due_at: float) -> asyncio.Future[Received]:
         """Send a request; the future gets the whole answer, or a `CallError` that says why none came."""
@@ -100,7 +109,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (called by the loop)."""
         self._transport = cast(asyncio.Transport, transport)
-        self._arrivals.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._fd = transport.get_extra_info("socket").fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the call: well only where the end of the connection is how its answer ends (by the loop)."""

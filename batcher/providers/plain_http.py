@@ -88,7 +88,7 @@ class PlainHttp:
         idle = self._idle.get(place)
         while idle:
             connection = idle.pop()  # the one used last: the others may rest until they are closed
-            if connection.is_free and connection.is_quiet():
+            if connection.is_free and connection.is_still_there():
                 return connection
             connection.close()
         return None
