@@ -18,9 +18,10 @@ from batcher.engines.background import in_background
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BatcherError, ConfigError, OutputError
 from batcher.events import AttemptFinished, Emit, JobFinished, Listeners, Notice
+from batcher.history import spent_before
 from batcher.intake import check_inputs, read_jobs, read_results
 from batcher.jobs.index import JobIndex
-from batcher.journal import Journal, forget_committed, spent_before
+from batcher.journal import Journal, forget_committed
 from batcher.limits.budget import Budget
 from batcher.lock import OutputLock
 from batcher.observe.notices import WriteNotices

@@ -17,10 +17,11 @@ from batcher.accounts import SIMULATOR
 from batcher.config import Settings, line_defaults
 from batcher.engines.stop import Stop
 from batcher.errors import BadInput, InputMissing, InterruptedRun
+from batcher.history import History
 from batcher.jobs.index import JobIndex, index_jobs
 from batcher.jobs.opened import STDIN
 from batcher.jobs.source import open_sources
-from batcher.journal import History, forget_committed
+from batcher.journal import forget_committed
 from batcher.results.fingerprints import Fingerprints
 from batcher.resume import provider_of, repair
 from batcher.spec import RunSpec, Watcher, check_name

@@ -15,7 +15,7 @@ from batcher.config import Settings
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import BadInput, BatcherError, InputMissing, InterruptedRun, LockHeld
 from batcher.events import Notice
-from batcher.journal import read_journal
+from batcher.history import read_journal
 from batcher.lock import OutputLock
 from batcher.observe.stats import Stats
 from batcher.providers.simulator.fault_plan import FaultPlan

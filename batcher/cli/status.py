@@ -20,7 +20,7 @@ def status(out: Path, as_json: bool) -> None:
     """Show how many jobs of OUT are answered, failed and pending, who works on it, and the last news."""
     from batcher.clock import utcnow  # noqa: PLC0415 - --help stays quick
     from batcher.errors import InputMissing  # noqa: PLC0415
-    from batcher.journal import read_journal  # noqa: PLC0415
+    from batcher.history import read_journal  # noqa: PLC0415
     from batcher.lock import holder  # noqa: PLC0415
     from batcher.observe.standing import EVENTS_READ, in_words, standing  # noqa: PLC0415
     from batcher.resume import done_records  # noqa: PLC0415

@@ -20,10 +20,11 @@ from batcher.engines.online import OnlineRun, RunLimits
 from batcher.engines.stop import Stop, StopReason
 from batcher.errors import OutputError
 from batcher.events import JobFinished
+from batcher.history import read_journal
 from batcher.jobs.index import index_jobs
 from batcher.jobs.lines import LineDefaults
 from batcher.jobs.source import open_sources
-from batcher.journal import Journal, read_journal
+from batcher.journal import Journal
 from batcher.observe.stats import Stats
 from batcher.providers.simulator.fault_plan import FaultPlan, Outage
 from batcher.providers.simulator.faults import MIXED

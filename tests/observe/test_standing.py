@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from batcher.journal import Journal, read_journal
+from batcher.history import read_journal
+from batcher.journal import Journal
 from batcher.observe.standing import EVENTS_READ, NOTICES_SHOWN, in_words, standing
 from batcher.types import OutputPaths, output_paths
 

@@ -13,7 +13,7 @@ import pytest
 
 from batcher import arun_jobs
 from batcher.errors import OutputError
-from batcher.journal import read_journal
+from batcher.history import read_journal
 from batcher.providers.simulator.fault_plan import FaultPlan
 from batcher.providers.simulator.server import RunningServer, start_embedded
 from batcher.providers.simulator.settings import SimulatorSettings

@@ -11,7 +11,8 @@ import orjson
 import pytest
 from power_loss import Disk, after_power_loss
 
-from batcher.journal import History, Journal, forget_committed
+from batcher.history import History
+from batcher.journal import Journal, forget_committed
 from batcher.results import ResultWriter, encode_result, open_output
 from batcher.results.scan import Scan
 from batcher.resume import repair, set_aside, supersede
