@@ -4,8 +4,10 @@ import errno
 import os
 import time
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
@@ -18,10 +20,19 @@ CRC_KEY = b',"crc32":'
 """What stands before the checksum of a record that has one."""
 
 
+class Sent(NamedTuple):
+    """A call that is about to go out: the number `attempt` counts the calls of its job from 1."""
+
+    job_id: str
+    request_sha256: str
+    attempt: int
+    model: str
+
+
 class Journal:
     """Appends one JSON object a line: `event`, `at` (seconds since 1970, UTC), and what the event says.
 
-    Each record is one `write` without a sync: it survives the process, not a power cut. The journal is
+    Records are written without a sync: it survives the process, not a power cut. The journal is
     never needed to know what is done, only to know what a call may have cost, and how much of the output can
     be trusted. What a `sent` is followed by tells how the call ended: `failed` was not charged, `unknown` may
     have been, and nothing is an answer, or a call that was cut off with its run.
@@ -58,18 +69,28 @@ class Journal:
             }
         )
 
-    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
-        """Say that the first byte of a call is about to go out."""
+    def sent(self, calls: Sequence[Sent]) -> None:
+        """Say that the first bytes of `calls` are about to go out."""
         if self._refusal is not None:
             raise self._refusal
-        self._write(
-            {
-                "event": "sent",
-                "id": job_id,
-                "request_sha256": request_sha256,
-                "attempt": attempt,
-                "model": model,
-            }
+        at = time.time()
+        self._append(
+            b"".join(
+                [
+                    orjson.dumps(
+                        {
+                            "event": "sent",
+                            "id": call.job_id,
+                            "request_sha256": call.request_sha256,
+                            "attempt": call.attempt,
+                            "model": call.model,
+                            "at": at,
+                        },
+                        option=orjson.OPT_APPEND_NEWLINE,
+                    )
+                    for call in calls
+                ]
+            )
         )
 
     def refuse_calls(self, error: OutputError) -> None:
@@ -135,9 +156,12 @@ class Journal:
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         if summed:
             line = b"%b%b%d}\n" % (line[:-2], CRC_KEY, crc_of(line[:-2], self._run_id))
+        self._append(line)
+
+    def _append(self, lines: bytes) -> None:
         try:
-            written = os.write(self._fd, line)
-            if written < len(line):
+            written = os.write(self._fd, lines)
+            if written < len(lines):
                 # A full disk shows first as a short write. A torn record would swallow the next one.
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -13,6 +13,7 @@ from batcher.engines.stop import Stop, StopReason
 from batcher.events import BudgetReached, Emit
 from batcher.execution.attempt import Attempts, CallLog
 from batcher.execution.complete import Completer
+from batcher.execution.departures import Departures
 from batcher.execution.execute import Executor
 from batcher.execution.purse import Purse
 from batcher.limits.budget import Budget
@@ -111,7 +112,8 @@ def build_run(
         routing.park(stop.message)
 
     purse = None if budget is None else Purse(budget, pricing, budget_reached)
-    attempts = Attempts(journal, emit, timeout_s=settings.timeout, purse=purse)
+    departures = Departures(journal.sent, writer.flush)
+    attempts = Attempts(journal, departures, emit, timeout_s=settings.timeout, purse=purse)
     executor = Executor(Completer(routing, attempts, settings.retry), pricing, emit, provider=provider)
     limits = RunLimits(
         concurrency=concurrency,

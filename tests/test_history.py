@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batcher.history import History
-from batcher.journal import Journal, forget_committed
+from batcher.journal import Journal, Sent, forget_committed
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def test_a_call_is_in_doubt_until_its_end_is_known(
     journal = begin(path)
     done = [f"other-{number}" for number in range(crowd)]
     for other in done:
-        journal.sent(other, "ab" * 32, 1, "m")
+        journal.sent([Sent(other, "ab" * 32, 1, "m")])
     for event in story.split():
         match event:
             case "sent":
-                journal.sent("é", "ab" * 32, 1, "m")
+                journal.sent([Sent("é", "ab" * 32, 1, "m")])
             case "failed" | "unsent":
                 journal.failed("é", 1, 503 if event == "failed" else 0)
             case "unknown":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from batcher.errors import OutputError
 from batcher.events import AttemptFinished
 from batcher.history import read_journal
-from batcher.journal import Journal
+from batcher.journal import Journal, Sent
 from batcher.types import Outcome
 
 
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_written_is_there_at_once(path: Path) -> None:
     journal = Journal(path)
     journal.run_started("r1", 42, "jobs.jsonl", queued=7, results_before=3)
-    journal.sent("é", "ab" * 32, 1, "m")
+    journal.sent([Sent("é", "ab" * 32, 1, "m")])
     journal.unknown("é", 1, "timeout")
     journal.failed("é", 2, 500)
     journal.committed(100, 0)
@@ -68,7 +68,7 @@ def test_only_what_is_asked_for_is_read(path: Path) -> None:
     journal = Journal(path)
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     journal.run_started("r1", 42, "jobs.jsonl", queued=7, results_before=3)
-    journal.sent('"event":"notice"', "ab" * 32, 1, "m")
+    journal.sent([Sent('"event":"notice"', "ab" * 32, 1, "m")])
     journal.notice("m: pauses", noon)
     journal.run_ended(0)
     records = list(read_journal(path, "notice", "run_ended"))
@@ -134,14 +134,14 @@ def test_no_call_goes_out_whose_answer_could_not_be_kept(path: Path) -> None:
     journal = Journal(path)
     journal.refuse_calls(OutputError("x.jsonl: full"))
     with pytest.raises(OutputError, match=r"x\.jsonl: full"):
-        journal.sent("a", "ab" * 32, 1, "m")
+        journal.sent([Sent("a", "ab" * 32, 1, "m")])
     journal.run_ended(74)
     assert [record["event"] for record in without_time(path)] == ["run_ended"]
 
 
 def test_a_run_without_files_can_journal_to_nowhere() -> None:
     journal = Journal(Path(os.devnull))
-    journal.sent("a", "b", 1, "m")
+    journal.sent([Sent("a", "b", 1, "m")])
     journal.close()
 
 

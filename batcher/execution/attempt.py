@@ -2,12 +2,15 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from batcher.clock import loop_clock
 from batcher.errors import CallError, CapacityExceeded, LocalFault, RateLimited
 from batcher.events import AttemptFinished, Emit, FallbackTaken
+from batcher.execution.departures import Departures
 from batcher.execution.purse import Claim, Purse
+from batcher.journal import Sent
 from batcher.limits.retry import words_of
 from batcher.providers.limit_headers import limit_named
 from batcher.scheduling.allowance import Lesson
@@ -19,8 +22,8 @@ from batcher.types import Job, Outcome, Reply, Request, Usage
 class CallLog(Protocol):
     """The journal, as far as an attempt writes it."""
 
-    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
-        """Write down, before the first byte goes out, that a call may be charged from now on."""
+    def sent(self, calls: Sequence[Sent]) -> None:
+        """Write down, before the first byte goes out, that calls may be charged from now on."""
 
     def unknown(self, job_id: str, attempt: int, code: str) -> None:
         """Write down that a call ended without an answer and may have been charged."""
@@ -90,10 +93,19 @@ class _Call(NamedTuple):
 
 
 class Attempts:
-    """Makes single calls: waits for a permit, writes the journal, sends, settles."""
+    """Makes single calls: waits for a permit, has it written down, sends, settles."""
 
-    def __init__(self, journal: CallLog, emit: Emit, *, timeout_s: float, purse: Purse | None = None) -> None:
+    def __init__(
+        self,
+        journal: CallLog,
+        departures: Departures,
+        emit: Emit,
+        *,
+        timeout_s: float,
+        purse: Purse | None = None,
+    ) -> None:
         self._journal = journal
+        self._departures = departures
         self._emit = emit
         self._timeout_s = timeout_s
         self._purse = purse
@@ -114,15 +126,16 @@ class Attempts:
             CallError: it brought no answer.
             LaneParked: the lane lets nothing more through in this run.
             LaneHeldUp: the lane is shut for longer than `patience_s`.
+            OutputError: no call can be made any more.
         """
         permit, claim = await self._admit(story, request, route, patience_s)
-        call = _Call(route, permit, claim, self._now())
         with permit:
+            await self._leave(story, request, permit, claim)
+            call = _Call(route, permit, claim, self._now())
             story.calls += 1
             self._tell_fallback(story, request.model)
             story.model = request.model
             story.account = route.account.name
-            self._journal.sent(story.job.id, story.job.request_sha256, story.calls, request.model)
             timeout_s = min(self._timeout_s, story.deadline_at - call.sent_at)
             try:
                 reply = await route.provider.send(request, timeout_s=timeout_s)
@@ -156,6 +169,18 @@ class Attempts:
             if self._purse is None or claim is None or self._purse.reserve(claim):
                 return permit, claim
             permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
+
+    async def _leave(self, story: Story, request: Request, permit: Permit, claim: Claim | None) -> None:
+        """Wait until the call is written down; if it is not, it has neither money nor a place any more."""
+        try:
+            await self._departures.leave(
+                Sent(story.job.id, story.job.request_sha256, story.calls + 1, request.model)
+            )
+        except BaseException:
+            if self._purse is not None and claim is not None:
+                self._purse.give_up(claim)
+            permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
+            raise
 
     def _answered(self, story: Story, call: "_Call", request: Request, reply: Reply) -> None:
         self._clock(story, call)

@@ -2,7 +2,8 @@
 
 from batcher.results.files import write_whole
 from batcher.results.line import check_crc, encode_result
-from batcher.results.writer import ResultWriter, Sink, open_output, stream_to
+from batcher.results.sink import Sink, open_output, stream_to
+from batcher.results.writer import ResultWriter
 
 __all__ = [
     "ResultWriter",

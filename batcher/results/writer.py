@@ -1,132 +1,24 @@
-"""The one writer of result lines: each whole, in the page cache at once, on disk in groups."""
+"""The one writer of result lines: each whole, with the kernel in small groups, on disk in larger ones."""
 
 import asyncio
 import contextlib
 import os
-import select
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from batcher.errors import OutputError
-from batcher.results.files import make_directory, open_private, output_error, output_errors, sync_directory
 from batcher.results.line import encode_result
-from batcher.types import OutputPaths, Result
-
-_LOOK_AGAIN_S = 0.1
-
-
-class Sink:
-    """Where lines go: a file opened for appending, or a stream (`path` is None)."""
-
-    def __init__(self, fd: int, path: Path | None) -> None:
-        self.fd = fd
-        self.path = path
-        self.pending: list[bytes] = []
-        self.size = self.synced = os.fstat(fd).st_size if path else 0
-        self.lines_passed = 0
-        self.given_up = False
-
-    def __repr__(self) -> str:
-        return f"<Sink {self.path or self.fd}: {self.size} bytes, {self.synced} on disk>"
-
-    def take(self) -> bytes:
-        """Return the pending lines, which are then no longer pending."""
-        data = b"".join(self.pending)
-        self.pending.clear()
-        return data
-
-    def write(self, data: bytes) -> None:
-        """Write all of `data`, or leave the file as it was and raise `OSError`."""
-        try:
-            written = os.write(self.fd, data)
-            while written < len(data):
-                written += os.write(self.fd, data[written:])
-        except OSError:
-            self.cut(self.size)
-            raise
-        self.size += len(data)
-
-    def pass_on(self, data: bytes) -> None:
-        """Write `data` to the stream as its reader takes it, until it is given up; count the whole lines."""
-        rest = memoryview(data)
-        while rest and not self.given_up:
-            # A write that blocks could not be given up. What is ready takes this much without blocking.
-            if select.select([], [self.fd], [], _LOOK_AGAIN_S)[1]:
-                with contextlib.suppress(BlockingIOError):  # somebody who shares it was faster
-                    rest = rest[os.write(self.fd, rest[: select.PIPE_BUF]) :]
-        self.lines_passed += data.count(b"\n", 0, len(data) - len(rest))
-
-    def cut(self, size: int) -> None:
-        """Cut a file back to `size` bytes if it is longer."""
-        if self.path:
-            with contextlib.suppress(OSError):
-                if os.fstat(self.fd).st_size > size:
-                    os.ftruncate(self.fd, size)
-
-    def close(self) -> None:
-        """Close a file, once; a stream stays open."""
-        if self.path and self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def error(self, exc: OSError) -> OutputError:
-        """Say what was seen and what to do."""
-        return output_error(self.path or "stdout", exc)
-
-    def foreign_change(self) -> OutputError | None:
-        """Say so if somebody else deleted, replaced, cut or wrote to the file."""
-        if self.path is None:
-            return None
-        try:
-            ours, there = os.fstat(self.fd), os.lstat(self.path)
-        except FileNotFoundError:
-            seen = "was deleted"
-        except OSError as exc:
-            return self.error(exc)
-        else:
-            if not os.path.samestat(ours, there):
-                seen = "was replaced by another file"
-            elif ours.st_size != self.size:
-                seen = f"has {ours.st_size} bytes where {self.size} were written"
-            else:
-                return None
-        advice = "keep other programs away from it and run the same command again"
-        return OutputError(f"{self.path} {seen} during the run; {advice}")
-
-
-def open_output(paths: OutputPaths) -> tuple[Sink, Sink]:
-    """Open the result and the error file for appending; create them, and their directory, if missing.
-
-    Raises:
-        OutputError: they cannot be created or written.
-    """
-    with output_errors(paths.results), contextlib.ExitStack() as opened:
-        make_directory(paths.results.parent)
-        sinks = []
-        for path in (paths.results, paths.errors):
-            sink = Sink(open_private(path, os.O_WRONLY | os.O_APPEND), path)
-            opened.callback(sink.close)
-            os.fsync(sink.fd)  # a killed run may have left lines that are not on disk yet
-            sinks.append(sink)
-        sync_directory(paths.results.parent)
-        opened.pop_all()
-    return sinks[0], sinks[1]
-
-
-def stream_to(fd: int) -> tuple[Sink, Sink]:
-    """Send results and errors alike to the stream `fd`, which stays open; nothing can be resumed from it."""
-    sink = Sink(fd, None)
-    return sink, sink
+from batcher.results.sink import Sink
+from batcher.types import Result
 
 
 class ResultWriter:
     """Appends result lines, and reports them once they are safe.
 
-    A line for a file reaches the kernel as it is appended, so that a killed process loses only calls in
-    flight, and a full disk is known of before the next call is made. It is synced to disk with its group, and
-    only then committed. After a failure nothing is written or synced again: a sync that succeeds after one
-    that failed proves nothing.
+    Lines for a file reach the kernel at the end of their step of the loop, or earlier by `flush`: who flushes
+    before calls go out loses only calls in flight if the process is killed, and knows of a full disk before
+    the next call is made. They are synced to disk in groups, and only then committed. After a failure nothing
+    is written or synced again: a sync that succeeds after one that failed proves nothing.
 
     Args:
         results: where answers go.
@@ -171,6 +63,7 @@ class ResultWriter:
         self._committing = asyncio.Lock()
         self._committed = asyncio.Event()
         self._failure: OutputError | None = None
+        self._loop = asyncio.get_running_loop()
         self._closing: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -202,19 +95,27 @@ class ResultWriter:
             return
         line = encode_result(result)
         sink = self._results if result.ok else self._errors
-        if self._is_stream:
-            sink.pending.append(line)
-        else:
-            try:
-                sink.write(line)
-            except OSError as exc:
-                self._fail(sink.error(exc))
+        if not (self._is_stream or self._results.pending or self._errors.pending):
+            self._loop.call_soon(self.flush)
+        sink.pending.append(line)
         self._uncommitted.append(result)
         self._appended_bytes += len(line) + len(result.job.body) + len(result.answer.body)
-        if self._failure or self.backlog_bytes >= self._max_batch_bytes:
+        if self.backlog_bytes >= self._max_batch_bytes:
             self._due.set()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._max_delay_s, self._due.set)
+            self._timer = self._loop.call_later(self._max_delay_s, self._due.set)
+
+    def flush(self) -> None:
+        """Bring the lines for files that were appended so far to the kernel."""
+        if self._failure is not None or self._is_stream:
+            return
+        for sink in (self._results, self._errors):
+            try:
+                sink.write_pending()
+            except OSError as exc:
+                self._fail(sink.error(exc))
+                self._due.set()
+                return
 
     async def room(self) -> None:
         """Wait until the backlog is small enough for more.
@@ -270,6 +171,7 @@ class ResultWriter:
                 self._timer.cancel()
                 self._timer = None
             self._due.clear()
+            self.flush()
             # More may be appended meanwhile, and after a cancelled commit another does its work again:
             # so nothing leaves the list before it is safe.
             count, appended_bytes = len(self._uncommitted), self._appended_bytes
@@ -298,7 +200,7 @@ class ResultWriter:
             self._fail(changed)
         if self._failure is None and self._thread is not None:
             stream_data = self._results.take() if self._is_stream else b""
-            safe = asyncio.get_running_loop().run_in_executor(self._thread, self._sync, stream_data)
+            safe = self._loop.run_in_executor(self._thread, self._sync, stream_data)
             # A write to the stream that has begun must not be forgotten by a cancelled commit.
             await asyncio.shield(safe)
 

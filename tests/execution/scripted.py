@@ -10,8 +10,10 @@ from batcher.clock import monotonic
 from batcher.events import AttemptFinished, Event
 from batcher.execution.attempt import Attempts, CallLog, Story
 from batcher.execution.complete import Completer
+from batcher.execution.departures import Departures
 from batcher.execution.execute import Executor
 from batcher.execution.purse import Purse
+from batcher.journal import Sent
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.pricing import FREE, Price, Pricing
@@ -96,8 +98,8 @@ class RememberingJournal:
     def __init__(self, log: list[tuple[str, ...]]) -> None:
         self._log = log
 
-    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
-        self._log.append(("sent", job_id, str(attempt), model))
+    def sent(self, calls: Sequence[Sent]) -> None:
+        self._log += [("sent", call.job_id, str(call.attempt), call.model) for call in calls]
 
     def unknown(self, job_id: str, attempt: int, code: str) -> None:
         self._log.append(("unknown", job_id, str(attempt), code))
@@ -134,7 +136,8 @@ class Run:
             on_all_refused=self.refused.append,
         )
         journal = journal or RememberingJournal(self.log)
-        self.attempts = Attempts(journal, self.events.append, timeout_s=timeout_s, purse=purse)
+        departures = Departures(journal.sent)
+        self.attempts = Attempts(journal, departures, self.events.append, timeout_s=timeout_s, purse=purse)
         self.completer = Completer(self.routing, self.attempts, retry or RetryPolicy())
         self.executor = Executor(
             self.completer,

@@ -18,6 +18,7 @@ from batcher.errors import (
     ServerError,
 )
 from batcher.events import JobStarted
+from batcher.journal import Sent
 from batcher.types import Failure, Job, Reply, Usage
 
 YES = reply()
@@ -181,7 +182,7 @@ async def test_a_job_that_can_go_on_in_another_run_stays_pending(
 class FullDisk:
     """A journal that takes nothing more."""
 
-    def sent(self, job_id: str, request_sha256: str, attempt: int, model: str) -> None:
+    def sent(self, calls: Sequence[Sent]) -> None:
         raise OutputError("no space left on device")
 
     def unknown(self, job_id: str, attempt: int, code: str) -> None:

@@ -12,6 +12,7 @@ from batcher.errors import CallError, CapacityExceeded, KeyRefused, RateLimited,
 from batcher.events import AttemptFinished, Event, FallbackTaken
 from batcher.execution.attempt import Attempts, Story
 from batcher.execution.complete import Completer
+from batcher.execution.departures import Departures
 from batcher.limits.breaker import BreakerPolicy
 from batcher.limits.retry import RetryPolicy
 from batcher.scheduling.allowance import LaneLimits
@@ -68,7 +69,8 @@ class Accounts:
             )
 
         self.routing = Routing(accounts, make_lane, on_all_refused=self.all_refused.append)
-        attempts = Attempts(RememberingJournal(log), self.events.append, timeout_s=300.0)
+        journal = RememberingJournal(log)
+        attempts = Attempts(journal, Departures(journal.sent), self.events.append, timeout_s=300.0)
         self.completer = Completer(self.routing, attempts, RetryPolicy())
 
     async def ask(self, *fallback: str) -> Reply:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from batcher.history import read_journal
-from batcher.journal import Journal
+from batcher.journal import Journal, Sent
 from batcher.observe.standing import EVENTS_READ, NOTICES_SHOWN, in_words, standing
 from batcher.types import OutputPaths, output_paths
 
@@ -45,7 +45,7 @@ def test_the_last_notices_of_a_run_that_goes_on_are_told(paths: OutputPaths, jou
     start(journal, "r2")
     for minute in range(20, 0, -1):
         journal.notice(f"change {minute % 7}", NOW - timedelta(minutes=minute))
-        journal.sent("j", "0" * 64, 1, "m")
+        journal.sent([Sent("j", "0" * 64, 1, "m")])
     lines = told(paths, {"run_id": "r2", "pid": 7, "host": "h", "started": "then"})
     assert lines == [
         f"{paths.results}: 3 answered, 1 failed, 8 pending",

@@ -12,7 +12,7 @@ import pytest
 from power_loss import Disk, after_power_loss
 
 from batcher.history import History
-from batcher.journal import Journal, forget_committed
+from batcher.journal import Journal, Sent, forget_committed
 from batcher.results import ResultWriter, encode_result, open_output
 from batcher.results.scan import Scan
 from batcher.resume import repair, set_aside, supersede
@@ -83,7 +83,7 @@ async def run(paths: OutputPaths, job_ids: Sequence[str], disk: Disk, *, durable
     journal.committed(*(sink.size for sink in sinks))
     committing = asyncio.create_task(writer.commit_forever())
     for number, job_id in enumerate(job_ids):
-        journal.sent(job_id, "ab" * 32, 1, "m")
+        journal.sent([Sent(job_id, "ab" * 32, 1, "m")])
         writer.append(result_of(job_id))
         if number % 3 == 0:
             await writer.room()
