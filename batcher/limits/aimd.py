@@ -12,11 +12,16 @@ FULL = 0.98
 DOUBLING_GAIN = 0.7
 """Share of the calls added by a doubling that must come back as completions a second to double again."""
 
-FEWEST_START, START_OF = 4, 64
+START = 4
+USUAL_CEILING, START_OF = 256, 16
+"""Who allows more than the usual has the room for a part of the rest at once."""
 
 FEWEST_ANSWERS = 4
 SURE_ANSWERS = 32
 """Answers that a pace is measured over: at least, and before it is held against a step."""
+
+GROWTH_OF = 100
+"""A large limit grows by this part of it where a small one grows by one: one of thousands takes as long."""
 
 STEP = 1.1
 STEP_GAIN = 1.05
@@ -47,16 +52,16 @@ class AdaptiveConcurrency:
     """A limit on calls in flight that follows what the provider can take.
 
     It doubles every one or two round trips until calls are refused or stop bringing more completions a
-    second, then grows by one per full window of answers. A refusal or a burst of failures cuts it to 0.7,
-    once for all attempts that were out at that time. A tenth more calls that brings less than 5 % more
-    completions a second is taken back, and tried again after 30 s, then ever more seldom, or once
+    second, then grows by one, or a hundredth, per full window of answers. A refusal or a burst of failures
+    cuts it to 0.7, once for all attempts that were out at that time. A tenth more calls that brings less than
+    5 % more completions a second is taken back, and tried again after 30 s, then ever more seldom, or once
     completions come faster.
     It grows only while at least 80 % of it is in use.
 
     Args:
         ceiling: the most it may reach, at least 1.
         start: where it begins, at least 1; a server that is full with less, and queues, is not found out.
-            Unless it is given, a 64th of the ceiling and at least 4: who asks for thousands has the room.
+            Unless it is given, 4 and a 16th of what the ceiling allows beyond 256.
 
     Attributes:
         limit: calls that may be in flight now, 1 to the ceiling.
@@ -64,7 +69,7 @@ class AdaptiveConcurrency:
 
     def __init__(self, ceiling: int, *, start: int | None = None) -> None:
         self._ceiling = ceiling
-        self.limit = max(1, min(max(FEWEST_START, ceiling // START_OF) if start is None else start, ceiling))
+        self.limit = max(1, min(_start(ceiling) if start is None else start, ceiling))
         self._number = 0  # of the limit now in force; attempts of an older one do not measure it
         self._cut_number = 0  # attempts older than this were out at the last cut
         self._doubling = True
@@ -127,24 +132,24 @@ class AdaptiveConcurrency:
             self._clear()
             return
         if in_flight < FULL * self.limit:
-            self._set(self.limit + 1)  # something else held calls back, too: no verdict on the limit
+            self._grow()  # something else held calls back, too: no verdict on the limit
             return
         # By Little's law, so that pauses between calls do not count.
         per_second = in_flight * self._measured / self._latency_s
-        settled = self._measured >= max(SURE_ANSWERS, 4 * self.limit)
+        settled = self._earlier + self._measured >= max(SURE_ANSWERS, 4 * self.limit)
         if self._doubling:
             self._double(_Pace(self.limit, per_second, self._measured), settled=settled)
         elif self.limit < self._trusted:
-            self._set(self.limit + 1)
+            self._grow()
         elif self._base is None:
             if settled:
                 self._base = _Pace(self.limit, per_second, self._measured)
                 self._clear()
         elif self.limit == self._base.limit:
             if now >= self._rest_until or per_second > FASTER * self._base.per_second:
-                self._set(self.limit + 1)
+                self._grow()
         elif self.limit < self._step_end(self._base.limit):
-            self._set(self.limit + 1)
+            self._grow(self._step_end(self._base.limit))
         elif settled:
             self._judge(_Pace(self.limit, per_second, self._measured), self._base, now)
 
@@ -164,6 +169,10 @@ class AdaptiveConcurrency:
             self._doubling = False
             self._base = None
             self._set(min(pace.limit, round(unloaded.limit * max(1.0, gain))))
+        elif pace.answers >= SURE_ANSWERS:
+            # The first answers after a doubling also wait for new connections, and for each other.
+            self._earlier += pace.answers
+            self._clear_window()
 
     def _judge(self, pace: _Pace, base: _Pace, now: float) -> None:
         if pace.per_second >= STEP_GAIN * base.per_second:
@@ -192,6 +201,10 @@ class AdaptiveConcurrency:
     def _step_end(self, limit: int) -> int:
         return min(self._ceiling, math.ceil(STEP * limit))
 
+    def _grow(self, most: int | None = None) -> None:
+        grown = self.limit + max(1, self.limit // GROWTH_OF)
+        self._set(grown if most is None else min(grown, most))
+
     def _set(self, limit: int) -> None:
         limit = max(1, min(limit, self._ceiling))
         self._number += limit != self.limit
@@ -199,6 +212,14 @@ class AdaptiveConcurrency:
         self._clear()
 
     def _clear(self) -> None:
+        self._earlier = 0  # answers of windows at this limit that are no longer measured over
+        self._clear_window()
+
+    def _clear_window(self) -> None:
         self._measured = 0
         self._in_flight = 0
         self._latency_s = 0.0
+
+
+def _start(ceiling: int) -> int:
+    return START + max(0, ceiling - USUAL_CEILING) // START_OF

@@ -57,7 +57,7 @@ def run(concurrency: AdaptiveConcurrency, server: Server, seconds: float, load: 
     return limits
 
 
-@pytest.mark.parametrize(("ceiling", "start"), [(1, 1), (3, 3), (256, 4), (1_000, 15), (4_000, 62)])
+@pytest.mark.parametrize(("ceiling", "start"), [(1, 1), (3, 3), (256, 4), (1_000, 50), (4_000, 238)])
 def test_who_allows_more_begins_with_more(ceiling: int, start: int) -> None:
     assert AdaptiveConcurrency(ceiling).limit == start
 
@@ -83,6 +83,21 @@ def test_what_the_server_can_take_is_reached_in_few_round_trips() -> None:
     concurrency = AdaptiveConcurrency(256)
     run(concurrency, Server(1000, line=0, spread=0.0, seed=1), 13.0)
     assert concurrency.limit == 256
+
+
+@pytest.mark.parametrize("line", [0, float("inf")], ids=["refuses", "queues"])
+@pytest.mark.parametrize("workers", [500, 3_000])
+def test_a_large_server_is_filled_as_soon_as_a_small_one(workers: int, line: float) -> None:
+    concurrency = AdaptiveConcurrency(8_000)
+    limits = run(concurrency, Server(workers, line=line, spread=0.3, seed=1), 60.0)
+    last = limits[-len(limits) // 3 :]
+    assert 0.7 * workers <= fmean(last) <= 1.2 * workers + 1, limits[:: len(limits) // 40]
+
+
+def test_thousands_of_calls_are_reached_in_two_round_trips_a_doubling() -> None:
+    concurrency = AdaptiveConcurrency(4_000)
+    run(concurrency, Server(5_000, line=0, spread=0.3, seed=1), 16.0)
+    assert concurrency.limit == 4_000
 
 
 def test_a_server_that_became_larger_is_found_out() -> None:
