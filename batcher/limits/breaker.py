@@ -71,6 +71,7 @@ class CircuitBreaker:
         self._random = random
         self._on_change = on_change
         self._generation = 0
+        self._ticket = Ticket(0, probe=False)  # the same for all attempts while it is closed
         self._openings = 0
         self._open_until = 0.0
         self._probes_out = 0
@@ -97,7 +98,7 @@ class CircuitBreaker:
     def grant(self, now: float) -> Ticket:
         """Let one attempt through; `free_at(now)` must have said `now`."""
         if self.state is Circuit.CLOSED:
-            return Ticket(self._generation, probe=False)
+            return self._ticket
         if self.state is Circuit.OPEN:
             self._enter(Circuit.HALF_OPEN)
         elif self._probes_out >= self._probes_allowed:  # they are lost
@@ -140,18 +141,21 @@ class CircuitBreaker:
         return self._heard_at + max(policy.probe_timeout_s, min(timeout_s, policy.longest_wait_s))
 
     def _count(self, failed: bool, now: float) -> None:
-        second = math.floor(now)
-        if not self._seconds or self._seconds[-1][0] < second:
-            self._seconds.append([second, 0, 0])
+        if not self._seconds or now >= self._seconds[-1][0] + 1:
+            self._begin_second(now)
+        second = self._seconds[-1]
+        second[1] += 1
+        second[2] += failed
+        self._attempts += 1
+        self._failures += failed
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+
+    def _begin_second(self, now: float) -> None:
+        self._seconds.append([math.floor(now), 0, 0])
         while self._seconds[0][0] <= now - self._policy.window_s:
             _, attempts, failures = self._seconds.popleft()
             self._attempts -= attempts
             self._failures -= failures
-        self._seconds[-1][1] += 1
-        self._seconds[-1][2] += failed
-        self._attempts += 1
-        self._failures += failed
-        self._in_a_row = self._in_a_row + 1 if failed else 0
 
     def _unhealthy(self) -> bool:
         policy = self._policy
@@ -175,6 +179,7 @@ class CircuitBreaker:
     def _enter(self, state: Circuit) -> None:
         before, self.state = self.state, state
         self._generation += 1
+        self._ticket = Ticket(self._generation, probe=False)
         self._probes_out = self._successes = self._in_a_row = 0
         self._seconds.clear()
         self._attempts = self._failures = 0

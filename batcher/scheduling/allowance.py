@@ -147,7 +147,7 @@ class Allowance:
 
     def demand(self, body: bytes, *, answers: bool) -> Demand:
         """Estimate what a request may use; a limit may be learned while it waits."""
-        return Demand(*self._estimator.estimate(body, answers=answers))
+        return Demand(*self._estimator.estimate(body, answers=answers)) if self._counts_tokens else NOTHING
 
     def misfit(self, demand: Demand) -> TooLarge | None:
         """Return None if a request of `demand` can pass some time, else the error that names the limit."""
@@ -196,7 +196,7 @@ class Allowance:
         if self._quota is not None and reservation is not None:
             used = None if lesson.usage is None else self._counted(lesson.usage)
             self._quota.settle(reservation, used, now, admitted=lesson.admitted)
-        if lesson.usage is not None and lesson.sent_bytes:
+        if lesson.usage is not None and lesson.sent_bytes and self._counts_tokens:
             self._estimator.learn(lesson.sent_bytes, lesson.usage)
         said = self._adopt(lesson.seen, reservation, now) if lesson.seen is not None else []
         if lesson.refused and (self._quota is not None or lesson.named is not None):
@@ -236,6 +236,11 @@ class Allowance:
         """Stop fetching pacing tokens."""
         if self._pacer is not None:
             self._pacer.close()
+
+    @property
+    def _counts_tokens(self) -> bool:
+        """Whether there is a limit, or may be one: a provider that has one says so in its first answers."""
+        return self._quota is not None or not self._estimator.is_practised
 
     def _load(self, lesson: Lesson) -> Outcome:
         """What a refusal explains by a quota or a time, or a host by its failing, is no matter of load."""

@@ -71,6 +71,11 @@ class TokenEstimator:
     def __repr__(self) -> str:
         return f"<TokenEstimator x{self._factor:.2f} p95={self._usual_output()} of {self._answers}>"
 
+    @property
+    def is_practised(self) -> bool:
+        """Whether it has seen as many answers as it remembers."""
+        return self._answers >= ANSWERS_KEPT
+
     def estimate(self, body: bytes, *, answers: bool) -> tuple[int, int]:
         """Return the input and output tokens to reserve for a request.
 

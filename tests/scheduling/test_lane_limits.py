@@ -15,11 +15,12 @@ from batcher.events import Event, LaneChanged
 from batcher.limits.bucket import WINDOW_S
 from batcher.limits.limit import Demand
 from batcher.limits.quota import QuotaLimits
-from batcher.scheduling.allowance import LaneLimits, Lesson
+from batcher.scheduling.allowance import NOTHING, LaneLimits, Lesson
 from batcher.scheduling.lane import OVERTAKEN_S, Lane
 from batcher.scheduling.permit import Permit
 from batcher.scheduling.slots import RunSlots
-from batcher.types import Outcome
+from batcher.text.tokens import ANSWERS_KEPT
+from batcher.types import Outcome, RateLimits, Usage
 
 
 async def work(lane: Lane, started: list[float], *, seconds: float, tokens: int = 0, used: int = 0) -> None:
@@ -209,3 +210,25 @@ async def test_a_machine_that_is_short_of_descriptors_calls_less_at_once() -> No
         f"a-model: {before} calls at once are more than this machine can carry: down to {lane.concurrency}"
     ]
     assert not lane.hindrance(monotonic()), "it says nothing about the provider"
+
+
+async def test_tokens_are_estimated_until_no_limit_is_to_be_expected_and_again_once_there_is_one() -> None:
+    lane = make_lane()
+    form = b'{"max_completion_tokens":50,"messages":[{"role":"user","content":"%b"}]}'
+    body, large = form % (b"x" * 900), form % (b"x" * 90_000)
+
+    async def answered(seen: RateLimits | None = None) -> Demand:
+        demand = lane.demand(body, answers=True)
+        with await lane.permit(demand=demand) as permit:
+            usage = Usage(input_tokens=300, output_tokens=20)
+            permit.settle(Lesson(outcome=Outcome.SUCCESS, usage=usage, sent_bytes=len(body), seen=seen))
+        return demand
+
+    at_first = [await answered() for _ in range(ANSWERS_KEPT)]
+    assert all(demand.input_tokens > 250 and demand.output_tokens >= 20 for demand in at_first)
+    assert await answered() == NOTHING
+    await answered(RateLimits(tokens_per_minute=10_000, tokens_left=9_000))
+    assert await answered() == at_first[-1]
+    with pytest.raises(TooLarge):
+        await lane.permit(demand=lane.demand(large, answers=True))
+    lane.park("done")
