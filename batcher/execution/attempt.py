@@ -178,7 +178,7 @@ class Attempts:
             )
         except BaseException:
             if self._purse is not None and claim is not None:
-                self._purse.give_up(claim)
+                self._purse.take_back(claim)
             permit.settle(Lesson(outcome=Outcome.IGNORED, admitted=False))
             raise
 

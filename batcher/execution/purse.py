@@ -184,6 +184,11 @@ class Purse:
         self._let_through -= 1
         self._release(claim)
 
+    def take_back(self, claim: Claim) -> None:
+        """Hold no money any more for a call that did not go out."""
+        self._budget.settle(claim.reserved_usd, 0.0)
+        self._release(claim)
+
     def answered(self, claim: Claim, usage: Usage | None) -> None:
         """Pay for a call that brought a reply."""
         self._budget.settle(claim.reserved_usd, claim.cost_usd(usage))

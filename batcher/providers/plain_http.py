@@ -12,10 +12,13 @@ from aiohappyeyeballs import start_connection
 from pyreqwest.http import Url
 
 from batcher.providers.connection import Connection
-from batcher.providers.faults import cannot_connect, no_request, time_is_up
+from batcher.providers.faults import cannot_connect, no_request, not_connected, time_is_up
 from batcher.providers.wire import Headers, PoolSettings, Received
 
 _SECOND_ADDRESS_AFTER_S = 0.25
+_LOOKS = 16
+"""At the connections that nobody uses, in the time that they may be idle."""
+
 _KEEPALIVE_S = 15
 _UNACKNOWLEDGED_S = 30
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
@@ -95,7 +98,9 @@ class PlainHttp:
 
     def _keep(self, connection: Connection, place: Place) -> None:
         assert self._loop is not None
-        connection.due_at = self._loop.time() + self._idle_timeout_s
+        # Rounded up, so that many connections that come to rest one after the other end at few looks.
+        step_s = self._idle_timeout_s / _LOOKS
+        connection.due_at = math.ceil((self._loop.time() + self._idle_timeout_s) / step_s) * step_s
         if connection.due_at < self._look_at:
             self._look_again_at(connection.due_at)
         self._idle.setdefault(place, []).append(connection)
@@ -119,6 +124,8 @@ class PlainHttp:
         finally:
             if connection is None and opened is not None:
                 opened.close()
+        if not connection.is_free:
+            raise not_connected("connect_failed", str(place), "the server closed it at once")
         self._open.add(connection)
         return connection
 

@@ -14,10 +14,12 @@ from batcher.errors import (
     ConnectionLost,
     InvalidRequest,
     LaneParked,
+    OutputError,
     RateLimited,
     TooLarge,
 )
 from batcher.execution.purse import TEMPLATE_TOKENS, TURNED_DOWN_IN_A_ROW, MostTokens, Purse
+from batcher.journal import Sent
 from batcher.limits.budget import Budget
 from batcher.pricing import Price, Pricing
 from batcher.text.tokens import ANSWERS_NEEDED
@@ -220,6 +222,38 @@ async def test_a_turn_is_given_up_by_who_waits_for_leave() -> None:
     waiting.cancel()
     await asyncio.gather(waiting, *busy, return_exceptions=True)
     assert await run.complete(job(body=OPEN_BODY)) is FIVE
+
+
+async def test_a_call_that_is_cancelled_before_it_is_written_down_gives_its_money_back() -> None:
+    spending = Spending(15.0)
+    run = Run({"m": [TEN]}, purse=spending.purse)
+    cancelled = asyncio.create_task(run.complete(job(body=BODY)))
+    while not spending.budget.reserved_usd:
+        await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    assert not run.provider.calls
+    assert spending.budget.reserved_usd == 0.0
+    # A call that does not fit finds nothing under way that it could wait for.
+    with pytest.raises(LaneParked):
+        await run.complete(costing(20))
+    assert isinstance(await run.complete(job(body=BODY)), Reply)
+
+
+async def test_calls_that_cannot_be_written_down_hold_no_money() -> None:
+    class Full:
+        def sent(self, calls: Sequence[Sent]) -> None:
+            raise OutputError("no space left on device")
+
+        def unknown(self, job_id: str, attempt: int, code: str) -> None:
+            raise OutputError("no space left on device")
+
+    spending = Spending(105.0)
+    run = Run({"m": [TEN]}, purse=spending.purse, journal=Full())
+    ended = await asyncio.gather(*(run.complete(job(body=BODY)) for _ in range(8)), return_exceptions=True)
+    assert {type(end) for end in ended} == {OutputError}
+    assert run.slots.taken == 0
+    assert spending.budget.reserved_usd == 0.0
 
 
 async def test_without_a_maximum_at_most_one_answer_longer_than_all_before_exceeds_the_budget() -> None:
