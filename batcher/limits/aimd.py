@@ -155,6 +155,9 @@ class AdaptiveConcurrency:
 
     def _double(self, pace: _Pace, *, settled: bool) -> None:
         base = self._base
+        if pace.answers >= SURE_ANSWERS and not self._earlier and base is None:
+            self._leave_out(pace)
+            return
         wanted = 1 + DOUBLING_GAIN * (pace.limit / base.limit - 1) if base else 0.0
         # A pace from few answers may have been luck, and a wrong verdict costs minutes.
         lucky = base is not None and base.answers < SURE_ANSWERS and settled
@@ -169,10 +172,13 @@ class AdaptiveConcurrency:
             self._doubling = False
             self._base = None
             self._set(min(pace.limit, round(unloaded.limit * max(1.0, gain))))
-        elif pace.answers >= SURE_ANSWERS:
-            # The first answers after a doubling also wait for new connections, and for each other.
-            self._earlier += pace.answers
-            self._clear_window()
+        elif pace.answers >= SURE_ANSWERS and not self._earlier:
+            self._leave_out(pace)
+
+    def _leave_out(self, pace: _Pace) -> None:
+        """Leave out the first answers at a limit: short ones come first, and connections are made."""
+        self._earlier = pace.answers
+        self._clear_window()
 
     def _judge(self, pace: _Pace, base: _Pace, now: float) -> None:
         if pace.per_second >= STEP_GAIN * base.per_second:
@@ -212,7 +218,7 @@ class AdaptiveConcurrency:
         self._clear()
 
     def _clear(self) -> None:
-        self._earlier = 0  # answers of windows at this limit that are no longer measured over
+        self._earlier = 0  # answers at this limit that are not measured over
         self._clear_window()
 
     def _clear_window(self) -> None:

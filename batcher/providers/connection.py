@@ -12,11 +12,12 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from batcher.errors import CallError
 from batcher.providers.failures import scrub
 from batcher.providers.faults import connection_lost, not_http
-from batcher.providers.wire import Received
+from batcher.providers.wire import Received, announced_above
 
 MAX_HEAD_BYTES = 400 * 1024
 MAX_HEADERS = 1000
 
+_USUAL_NAME_BYTES = 64
 _INTERIM = frozenset(range(100, 200)) - {101}
 
 
@@ -38,17 +39,16 @@ class Connection(asyncio.Protocol):
         "_answer",
         "_body",
         "_body_bytes",
-        "_fd",
         "_fed_bytes",
         "_headers",
         "_in_body",
-        "_is_kept",
         "_is_open",
         "_loop",
         "_max_body_bytes",
         "_on_lost",
         "_parser",
         "_transport",
+        "_waiting",
         "due_at",
     )
 
@@ -62,8 +62,7 @@ class Connection(asyncio.Protocol):
         self._fed_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Received] | None = None
-        self._fd = -1
-        self._is_kept = False
+        self._waiting = select.poll()
         self._is_open = True
         self.due_at = math.inf
         self._begin_answer()
@@ -74,15 +73,11 @@ class Connection(asyncio.Protocol):
         return self._is_open and self._answer is None
 
     def is_still_there(self) -> bool:
-        """Tell whether the server has kept it after an answer; one that it keeps once, it keeps.
+        """Tell whether nothing has come since the last answer: neither its end, nor an answer to nobody.
 
-        Where a server closes without saying so before, the loop hears of it too late.
+        The loop hears of both too late while it is busy.
         """
-        if not self._is_kept:
-            poll = select.poll()
-            poll.register(self._fd, select.POLLIN)
-            self._is_kept = not poll.poll(0)
-        return self._is_kept
+        return not self._waiting.poll(0)
 
     def call(self, request: bytes, due_at: float) -> asyncio.Future[Received]:
         """Send a request; the future gets the whole answer, or a `CallError` that says why none came."""
@@ -109,19 +104,19 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (called by the loop)."""
         self._transport = cast(asyncio.Transport, transport)
-        self._fd = transport.get_extra_info("socket").fileno()
+        self._waiting.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the call: well only where the end of the connection is how its answer ends (by the loop)."""
         if exc is None and self._in_body and self._ends_with_connection():
-            self._finish(b"".join(self._body))
+            self._finish(bytes(self._body))
         reason = "the server closed it" if exc is None else scrub(str(exc))
         self.fail(connection_lost(reason, unread=not self._fed_bytes))
         self._on_lost(self)
 
     def eof_received(self) -> None:
-        """Make no more calls on it: the server has closed (by the loop, which then closes this side)."""
-        self._is_open = False
+        """Close at once (by the loop, which would first wait until the whole request is sent)."""
+        self.close()
 
     def data_received(self, data: bytes) -> None:
         """Read on (called by the loop)."""
@@ -138,7 +133,7 @@ class Connection(asyncio.Protocol):
             self.fail(connection_lost(reason, unread=False) if self._in_body else not_http(reason))
         else:
             # What frames a body, such as headers and trailers, is held in memory too.
-            if self._answer is not None and self._fed_bytes > MAX_HEAD_BYTES + 2 * self._body_bytes:
+            if self._answer is not None and self._fed_bytes > MAX_HEAD_BYTES + 6 * self._body_bytes:
                 self.fail(not_http("there is no end of its headers"))
 
     def on_message_begin(self) -> None:
@@ -147,10 +142,16 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header (called by the parser): the first of several, unless it is not ASCII."""
+        """Keep a header (called by the parser): the first of several, unless it is not ASCII.
+
+        What follows the body must not change how it is read.
+        """
+        if self._in_body:
+            return
         headers = self._headers
         try:
-            headers.setdefault(_lower_name(name), value.decode("ascii"))
+            lower = _lower_name(name) if len(name) <= _USUAL_NAME_BYTES else name.decode("ascii").lower()
+            headers.setdefault(lower, value.decode("ascii"))
         except UnicodeDecodeError:
             return
         if len(headers) > MAX_HEADERS:
@@ -159,8 +160,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Leave a body unread that is announced above the cap (called by the parser)."""
         self._in_body = True
-        length = self._headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body_bytes:
+        if announced_above(self._max_body_bytes, self._headers):
             self._finish(None)
 
     def on_body(self, piece: bytes) -> None:
@@ -169,18 +169,18 @@ class Connection(asyncio.Protocol):
         if self._body_bytes > self._max_body_bytes:
             self._finish(None)
         else:
-            self._body.append(piece)
+            self._body += piece
 
     def on_message_complete(self) -> None:
         """Hand over the answer (called by the parser); interim ones, such as 103, are left out."""
         if self._parser.get_status_code() in _INTERIM:
             self._begin_answer()
         else:
-            self._finish(b"".join(self._body))
+            self._finish(bytes(self._body))
 
     def _begin_answer(self) -> None:
         self._headers: dict[str, str] = {}
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._body_bytes = 0
         self._in_body = False
 

@@ -5,14 +5,23 @@ import contextlib
 import math
 import re
 import socket
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from aiohappyeyeballs import start_connection
+from aiohappyeyeballs import AddrInfoType, start_connection
 from pyreqwest.http import Url
 
+from batcher.errors import CallError
 from batcher.providers.connection import Connection
-from batcher.providers.faults import cannot_connect, no_request, not_connected, time_is_up
+from batcher.providers.faults import (
+    cannot_connect,
+    connection_lost,
+    no_request,
+    no_such_host,
+    not_connected,
+    time_is_up,
+)
 from batcher.providers.wire import Headers, PoolSettings, Received
 
 _SECOND_ADDRESS_AFTER_S = 0.25
@@ -44,8 +53,10 @@ class PlainHttp:
         self._connect_timeout_s = settings.connect_timeout_s
         self._idle_timeout_s = settings.idle_timeout_s
         self._max_body_bytes = settings.max_body_bytes
+        self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[Connection] = set()
+        self._lookups: dict[Place, asyncio.Task[Sequence[AddrInfoType]]] = {}
         self._idle: dict[Place, list[Connection]] = {}
         self._look_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -67,6 +78,9 @@ class PlainHttp:
             raise time_is_up(sent=False)
         due_at = loop.time() + timeout_s
         connection = self._take(place) or await self._connect(place, loop, due_at)
+        if self._is_closed:
+            connection.close()
+            raise _closed(sent=False)
         request = head if method == "GET" else b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
         answer = connection.call(request, due_at)
         if due_at < self._look_at:
@@ -82,8 +96,9 @@ class PlainHttp:
 
     def close(self) -> None:
         """Close all connections."""
+        self._is_closed = True
         for connection in tuple(self._open):
-            connection.close()
+            connection.fail(_closed(sent=True))
         if self._timer is not None:
             self._timer.cancel()
 
@@ -110,15 +125,17 @@ class PlainHttp:
         connection: Connection | None = None
         try:
             async with asyncio.timeout_at(min(due_at, loop.time() + self._connect_timeout_s)):
-                addresses = await loop.getaddrinfo(
-                    place.host.strip("[]"), place.port, type=socket.SOCK_STREAM
-                )
                 opened = await start_connection(
-                    addresses, happy_eyeballs_delay=_SECOND_ADDRESS_AFTER_S, interleave=1, loop=loop
+                    await self._addresses(place, loop),
+                    happy_eyeballs_delay=_SECOND_ADDRESS_AFTER_S,
+                    interleave=1,
+                    loop=loop,
                 )
                 _notice_dead_peers(opened)
                 new = partial(Connection, loop, self._max_body_bytes, self._open.discard)
                 _, connection = await loop.create_connection(new, sock=opened)
+        except UnicodeError:
+            raise no_such_host("no host has such a name", str(place)) from None
         except OSError as error:
             raise cannot_connect(error, str(place)) from None
         finally:
@@ -128,6 +145,22 @@ class PlainHttp:
             raise not_connected("connect_failed", str(place), "the server closed it at once")
         self._open.add(connection)
         return connection
+
+    async def _addresses(self, place: Place, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfoType]:
+        """Look a host up, once at a time: a lookup that hangs holds one of few threads until it ends."""
+        host, port = place.host.strip("[]"), place.port
+        with contextlib.suppress(socket.gaierror):
+            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        if place not in self._lookups:
+            lookup = loop.create_task(_look_up(host, port, loop))
+            lookup.add_done_callback(partial(self._looked_up, place))
+            self._lookups[place] = lookup
+        return await asyncio.shield(self._lookups[place])
+
+    def _looked_up(self, place: Place, lookup: asyncio.Task[Sequence[AddrInfoType]]) -> None:
+        del self._lookups[place]
+        if not lookup.cancelled():
+            lookup.exception()  # those that waited for it may be gone
 
     def _look_again_at(self, when: float) -> None:
         assert self._loop is not None
@@ -161,7 +194,8 @@ def _head(method: str, url: str, headers: Headers) -> tuple[Place, bytes]:
         parsed = Url(url)
     except ValueError as error:
         raise no_request(str(error)) from None
-    place = Place(parsed.host_str or "", parsed.port_or_known_default or 80)
+    port = parsed.port_or_known_default
+    place = Place(parsed.host_str or "", 80 if port is None else port)
     query = f"?{parsed.query_string}" if parsed.query_string else ""
     given = [(name.lower(), value) for name, value in headers if name.lower() != "content-length"]
     names = {name for name, _ in given}
@@ -178,6 +212,16 @@ def _head(method: str, url: str, headers: Headers) -> tuple[Place, bytes]:
     end = "\r\n" if method == "GET" else ""
     head = "\r\n".join([f"{method} {parsed.path}{query} HTTP/1.1", *lines, end])
     return place, head.encode("latin-1")
+
+
+async def _look_up(host: str, port: int, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfoType]:
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _closed(*, sent: bool) -> CallError:
+    lost = connection_lost("the client was closed", unread=False)
+    lost.sent = sent
+    return lost
 
 
 def _notice_dead_peers(opened: socket.socket) -> None:

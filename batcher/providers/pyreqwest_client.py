@@ -14,8 +14,10 @@ from pyreqwest.http import HeaderMap
 from pyreqwest.proxy import ProxyBuilder
 
 from batcher.errors import ConfigError
+from batcher.providers.failures import scrub
+from batcher.providers.faults import no_request
 from batcher.providers.pyreqwest_faults import fault_of
-from batcher.providers.wire import Headers, PoolSettings, Received
+from batcher.providers.wire import Headers, PoolSettings, Received, announced_above
 
 _NICER_BY = 6
 
@@ -37,18 +39,23 @@ class PyreqwestClient:
         Raises:
             CallError: no whole answer came.
         """
-        builder = self._client.get(url) if method == "GET" else self._client.post(url).body_bytes(body)
-        request = builder.headers(headers).timeout(_duration(timeout_s)).build_streamed()
+        try:
+            builder = self._client.get(url) if method == "GET" else self._client.post(url).body_bytes(body)
+            request = builder.headers(headers).timeout(_duration(timeout_s)).build_streamed()
+        except ValueError as error:
+            raise no_request(scrub(str(error))) from None
         cap = self._max_body_bytes
+        status = 0
         try:
             async with request as response:
                 status, plain = response.status, _plain(response.headers)
-                length = plain.get("content-length", "")
-                if length.isdigit() and int(length) > cap:
+                if announced_above(cap, plain):
                     return status, plain, None  # a body that is left unread closes its connection
                 data = await response.body_reader.read(cap + 1)
         except PyreqwestError as error:
-            raise fault_of(error) from None
+            fault = fault_of(error)
+            fault.unread = fault.unread and not status
+            raise fault from None
         read = b"" if data is None else data.to_bytes()
         return status, plain, read if len(read) <= cap else None
 

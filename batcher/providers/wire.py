@@ -1,6 +1,6 @@
 """What the clients under the pool have in common: how connections are kept, and what a call brings back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +37,9 @@ class PoolSettings:
     proxy: str | None = None
     ca_file: str | Path | None = None
     plain_on_loop: bool = True
+
+
+def announced_above(cap_bytes: int, headers: Mapping[str, str]) -> bool:
+    """Tell whether a body says of itself that it is larger than `cap_bytes`."""
+    length = headers.get("content-length", "").lstrip("0")
+    return length.isdigit() and (len(length) > 20 or int(length) > cap_bytes)

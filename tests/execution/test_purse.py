@@ -228,8 +228,10 @@ async def test_a_call_that_is_cancelled_before_it_is_written_down_gives_its_mone
     spending = Spending(15.0)
     run = Run({"m": [TEN]}, purse=spending.purse)
     cancelled = asyncio.create_task(run.complete(job(body=BODY)))
-    while not spending.budget.reserved_usd:
-        await asyncio.sleep(0)
+    for _ in range(10):
+        if not spending.budget.reserved_usd:
+            await asyncio.sleep(0)
+    assert spending.budget.reserved_usd == 10.0
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
     assert not run.provider.calls

@@ -100,6 +100,20 @@ def test_thousands_of_calls_are_reached_in_two_round_trips_a_doubling() -> None:
     assert concurrency.limit == 4_000
 
 
+class SkewedServer(Server):
+    """Most answers are short and some very long, as texts are; one second on average."""
+
+    def latency_s(self) -> float:
+        return self._random.lognormvariate(-0.5, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_short_answers_that_come_first_do_not_end_the_doubling(seed: int) -> None:
+    concurrency = AdaptiveConcurrency(1_000)
+    run(concurrency, SkewedServer(10_000, line=0, spread=0.0, seed=seed), 60.0)
+    assert concurrency.limit >= 500
+
+
 def test_a_server_that_became_larger_is_found_out() -> None:
     concurrency = AdaptiveConcurrency(256)
     server = Server(30, line=float("inf"), spread=0.1, seed=2)

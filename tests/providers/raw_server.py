@@ -42,6 +42,10 @@ class Connection:
         while await self._reader.read(65536):
             pass
 
+    def say_no_more(self) -> None:
+        """Close this direction only."""
+        self._writer.write_eof()
+
     def reset(self) -> None:
         """Close with RST instead of FIN."""
         raw = self._writer.get_extra_info("socket")

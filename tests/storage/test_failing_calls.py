@@ -93,7 +93,7 @@ def test_every_failing_call(attempt: Try, story: str) -> None:
                 if not answers[-1]["failed"]:
                     break
     assert not wrong(answers)
-    assert len(answers) > 150
+    assert len(answers) > 120
 
 
 @pytest.mark.long
