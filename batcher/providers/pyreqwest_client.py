@@ -45,7 +45,6 @@ class PyreqwestClient:
         except ValueError as error:
             raise no_request(scrub(str(error))) from None
         cap = self._max_body_bytes
-        status = 0
         try:
             async with request as response:
                 status, plain = response.status, _plain(response.headers)
@@ -53,9 +52,7 @@ class PyreqwestClient:
                     return status, plain, None  # a body that is left unread closes its connection
                 data = await response.body_reader.read(cap + 1)
         except PyreqwestError as error:
-            fault = fault_of(error)
-            fault.unread = fault.unread and not status
-            raise fault from None
+            raise fault_of(error) from None
         read = b"" if data is None else data.to_bytes()
         return status, plain, read if len(read) <= cap else None
 

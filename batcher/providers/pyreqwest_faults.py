@@ -52,7 +52,7 @@ def fault_of(error: PyreqwestError) -> CallError:
             return no_request(reason)
         case DecodeError() if not isinstance(error, BodyDecodeError):
             return not_http(reason)
-    return connection_lost(reason, unread=not isinstance(error, BodyDecodeError))
+    return connection_lost(reason, unread="(SendRequest)" in chain)
 
 
 def _causes(error: PyreqwestError) -> list[str]:

@@ -285,6 +285,13 @@ async def test_n24_it_is_known_whether_any_of_an_answer_came(
         assert (error.sent, error.unread) == (True, unread)
 
 
+async def test_n24_a_reset_in_a_body_without_a_length_is_no_unread_call(transport: Open) -> None:
+    half = answering(b"HTTP/1.1 200 OK\r\n\r\nhalf", then="reset")
+    async with raw_server(half) as server, transport() as pool:
+        error = await fails(pool, server.url, ConnectionLost)
+    assert (error.sent, error.unread) == (True, False)
+
+
 async def test_n25_a_kept_connection_whose_other_end_is_gone(transport: Open) -> None:
     async with raw_server(at_first(falls_silent_when_asked_again)) as server, transport() as pool:
         assert (await ask(pool, server.url)).text == "first"

@@ -10,7 +10,7 @@ from raw_server import Connection, answering, http, raw_server
 
 from batcher.errors import BadReply, ConfigError, ConnectFailed, ConnectionLost
 from batcher.providers.transport import Pool
-from batcher.providers.wire import PoolSettings
+from batcher.providers.wire import PoolSettings, announced_above
 
 pytestmark = pytest.mark.real_loop
 
@@ -50,6 +50,17 @@ async def test_a_body_announced_above_the_cap_is_not_waited_for() -> None:
     start = http(b"x" * (CAP + 1))[:80_000]  # more than the 64 KB that come before the headers are seen
     async with raw_server(answering(start, then="hang")) as server:
         assert (await fault(server.url, BadReply)).code == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("length", "above"),
+    [
+        *(("", False), ("x", False), ("-9", False), ("0", False), ("100", False), ("101", True)),
+        *(("0" * 5_000 + "2", False), ("9" * 5_000, True)),
+    ],
+)
+def test_a_length_of_any_form_is_compared_with_the_cap(length: str, above: bool) -> None:
+    assert announced_above(100, {"content-length": length}) is above
 
 
 async def test_a_connection_found_closed_is_replaced_without_a_fault() -> None:
