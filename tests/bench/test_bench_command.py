@@ -59,7 +59,8 @@ def test_the_runner_beside_both_yardsticks(tmp_path: Path) -> None:
         assert program["peak_mb"] is None or program["peak_mb"] > 5
         assert 0 < program["cpu_share"] < 2
         assert 0 < program["server_cpu_share"] <= 0.85
-        assert 0 < program["latency_p50_s"] <= program["latency_p95_s"] <= program["latency_p99_s"]
+        # A loop's clock may stand still for a millisecond.
+        assert 0 <= program["latency_p50_s"] <= program["latency_p95_s"] <= program["latency_p99_s"]
         assert (program["queued_p50_s"] is not None) == (name == "batcher")
         assert len(program["rounds"]) == 1
     for found in one["ratios"].values():
