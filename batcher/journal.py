@@ -32,10 +32,10 @@ class Sent(NamedTuple):
 class Journal:
     """Appends one JSON object a line: `event`, `at` (seconds since 1970, UTC), and what the event says.
 
-    Records are written without a sync: it survives the process, not a power cut. The journal is
-    never needed to know what is done, only to know what a call may have cost, and how much of the output can
-    be trusted. What a `sent` is followed by tells how the call ended: `failed` was not charged, `unknown` may
-    have been, and nothing is an answer, or a call that was cut off with its run.
+    Records are written without a sync: they survive the process, not a power cut. The journal is never needed
+    to know what is done, only to know what a call may have cost, and how much of the output can be trusted.
+    What a `sent` is followed by tells how the call ended: `failed` was not charged, `unknown` may have been,
+    and nothing is an answer, or a call that was cut off with its run.
 
     Raises:
         OutputError: the journal cannot be opened, or, from every method, cannot be written.

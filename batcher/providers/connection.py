@@ -38,7 +38,6 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_body",
-        "_body_bytes",
         "_fed_bytes",
         "_headers",
         "_in_body",
@@ -133,7 +132,7 @@ class Connection(asyncio.Protocol):
             self.fail(connection_lost(reason, unread=False) if self._in_body else not_http(reason))
         else:
             # What frames a body, such as headers and trailers, is held in memory too.
-            if self._answer is not None and self._fed_bytes > MAX_HEAD_BYTES + 6 * self._body_bytes:
+            if self._answer is not None and self._fed_bytes > MAX_HEAD_BYTES + 6 * len(self._body):
                 self.fail(not_http("there is no end of its headers"))
 
     def on_message_begin(self) -> None:
@@ -165,11 +164,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """Keep a piece of the body (called by the parser)."""
-        self._body_bytes += len(piece)
-        if self._body_bytes > self._max_body_bytes:
+        self._body += piece
+        if len(self._body) > self._max_body_bytes:
             self._finish(None)
-        else:
-            self._body += piece
 
     def on_message_complete(self) -> None:
         """Hand over the answer (called by the parser); interim ones, such as 103, are left out."""
@@ -181,7 +178,6 @@ class Connection(asyncio.Protocol):
     def _begin_answer(self) -> None:
         self._headers: dict[str, str] = {}
         self._body = bytearray()
-        self._body_bytes = 0
         self._in_body = False
 
     def _finish(self, body: bytes | None) -> None:

@@ -80,6 +80,13 @@ def connection_lost(reason: str, *, unread: bool) -> ConnectionLost:
     return lost
 
 
+def client_closed(*, sent: bool) -> ConnectionLost:
+    """Say that our own side ended a call, or let it not begin."""
+    lost = connection_lost("the client was closed", unread=False)
+    lost.sent = sent
+    return lost
+
+
 def not_http(reason: str) -> BadReply:
     """Say that what came back cannot be read."""
     return BadReply(f"what came back is not HTTP: {reason}", code="bad_http")

@@ -12,11 +12,10 @@ from typing import NamedTuple
 from aiohappyeyeballs import AddrInfoType, start_connection
 from pyreqwest.http import Url
 
-from batcher.errors import CallError
 from batcher.providers.connection import Connection
 from batcher.providers.faults import (
     cannot_connect,
-    connection_lost,
+    client_closed,
     no_request,
     no_such_host,
     not_connected,
@@ -80,7 +79,7 @@ class PlainHttp:
         connection = self._take(place) or await self._connect(place, loop, due_at)
         if self._is_closed:
             connection.close()
-            raise _closed(sent=False)
+            raise client_closed(sent=False)
         request = head if method == "GET" else b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
         answer = connection.call(request, due_at)
         if due_at < self._look_at:
@@ -95,10 +94,10 @@ class PlainHttp:
                 self._keep(connection, place)
 
     def close(self) -> None:
-        """Close all connections."""
+        """End the calls that are out, close all connections, and let no call begin any more."""
         self._is_closed = True
         for connection in tuple(self._open):
-            connection.fail(_closed(sent=True))
+            connection.fail(client_closed(sent=True))
         if self._timer is not None:
             self._timer.cancel()
 
@@ -216,12 +215,6 @@ def _head(method: str, url: str, headers: Headers) -> tuple[Place, bytes]:
 
 async def _look_up(host: str, port: int, loop: asyncio.AbstractEventLoop) -> Sequence[AddrInfoType]:
     return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-
-
-def _closed(*, sent: bool) -> CallError:
-    lost = connection_lost("the client was closed", unread=False)
-    lost.sent = sent
-    return lost
 
 
 def _notice_dead_peers(opened: socket.socket) -> None:

@@ -19,7 +19,8 @@ class PoolSettings:
     """How connections are made and kept.
 
     Attributes:
-        max_connections: calls at a time; above the run's concurrency, so that the pool is never the queue.
+        max_connections: calls at a time of the client that has a thread; above the run's concurrency, so that
+            the pool is never the queue. On the loop there are as many as calls.
         connect_timeout_s: for name, TCP and TLS together (seconds, > 0).
         idle_timeout_s: after which an unused connection is closed (seconds, > 0). Common servers close theirs
             after 5 s; being first avoids sending into a connection that is just being closed.
